@@ -1,0 +1,9 @@
+//! hull-agent: the one program that creates containers.
+//!
+//! For a process pod it runs on the host, one per pod, parent of everything in the pod. For a microVM pod the same
+//! program is PID 1 of the guest. hulld speaks one protocol ([`protocol`]) to both.
+
+/// The messages between hulld and the agent, and their framing.
+pub mod protocol;
+/// Cgroups v1 (hybrid included) and v2: create, limit, enter, kill, ask, remove.
+pub mod cgroup;

@@ -1,0 +1,2 @@
+//! Whole-system tests of hull: see tests/.
+#![forbid(unsafe_code)]
