@@ -1,0 +1,2 @@
+//! hulld, the node daemon that speaks CRI, and hull, its command line.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Pod networks: the built-in bridge and CNI plugins.
+#![forbid(unsafe_code)]
