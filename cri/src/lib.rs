@@ -1,2 +1,4 @@
 //! hulld, the node daemon that speaks CRI, and hull, its command line.
 #![forbid(unsafe_code)]
+
+pub mod api;
