@@ -29,7 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Its fields are secrets; api::redacted writes a Debug that keeps them.
         .skip_debug([".runtime.v1.AuthConfig"])
         .message_attribute(".runtime.v1", "#[derive(serde::Serialize)]\n#[serde(rename_all = \"camelCase\")]")
-        .message_attribute(".hull.v1.InfoReply", "#[derive(serde::Serialize)]\n#[serde(rename_all = \"camelCase\")]");
+        .message_attribute(
+            ".hull.v1.InfoReply",
+            "#[derive(serde::Serialize)]\n#[serde(rename_all = \"camelCase\")]",
+        );
     for (field, name) in NAMED_ENUMS {
         let attribute = format!("#[serde(serialize_with = \"crate::api::json::{name}\")]");
         builder = builder.field_attribute(format!(".runtime.v1.{field}"), attribute);
