@@ -17,3 +17,5 @@ pub mod privilege;
 pub mod process;
 /// Block, reset and receive signals.
 pub mod signal;
+/// bpf(2): restrict the devices of a cgroup.
+pub mod bpf;
