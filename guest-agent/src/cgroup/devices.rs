@@ -1,6 +1,6 @@
 //! Which devices a cgroup's processes may use: files on v1, a BPF program on v2.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use super::control::Control;
@@ -23,6 +23,9 @@ pub enum DeviceRuleError {
     /// A number is neither a device number nor -1.
     #[error("a device rule has the device number {0}; it must be -1 for any, or fit 32 bits")]
     Number(i64),
+    /// On v1 a rule cannot take away a part of what another rule gives.
+    #[error("cgroup v1 cannot express the device rule \"{0}\", which cuts a part out of a rule before it")]
+    Inexpressible(String),
     /// More rules than are ever needed.
     #[error("there are {0} device rules; at most 8192 are taken")]
     TooMany(usize),
@@ -86,6 +89,18 @@ impl Rule {
         self.kind == Kind::Any && self.major.is_none() && self.minor.is_none() && self.access == Access::ALL
     }
 
+    /// Whether `later`, a rule of the opposite kind, concerns some but not all of the devices that this one does: v1
+    /// ignores such a rule silently.
+    fn is_cut_by(&self, later: &Self) -> bool {
+        let meets = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
+        let overlaps = (self.kind == later.kind || self.kind == Kind::Any || later.kind == Kind::Any)
+            && meets(self.major, later.major)
+            && meets(self.minor, later.minor)
+            && self.access.0 & later.access.0 != 0;
+        let same = (self.kind, self.major, self.minor) == (later.kind, later.major, later.minor);
+        self.allow != later.allow && overlaps && !same
+    }
+
     /// A line for devices.allow and devices.deny (cgroup-v1/devices.rst).
     fn line_v1(&self, kind: char) -> String {
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
@@ -142,6 +157,22 @@ pub fn default_device_rules() -> Vec<DeviceRule> {
     ]
 }
 
+/// Joins what several rules allow of the same device into one, so that opening for reading and writing matches where
+/// reading and writing are allowed by two rules, and repeated rules cost nothing. Only where no rule denies, since
+/// then the order means nothing.
+fn merged(rules: &[Rule]) -> Vec<Rule> {
+    if rules.iter().any(|rule| !rule.allow) {
+        return rules.to_vec();
+    }
+    let mut merged: BTreeMap<(Kind, Option<u32>, Option<u32>), u32> = BTreeMap::new();
+    for rule in rules {
+        *merged.entry((rule.kind, rule.major, rule.minor)).or_default() |= rule.access.0;
+    }
+    let rule =
+        |((kind, major, minor), access)| Rule { allow: true, kind, major, minor, access: Access(access) };
+    merged.into_iter().map(rule).collect()
+}
+
 pub(super) fn restrict(control: &Control, rules: &[DeviceRule]) -> Result<(), CgroupError> {
     if rules.len() > MAX_RULES {
         return Err(DeviceRuleError::TooMany(rules.len()).into());
@@ -149,7 +180,7 @@ pub(super) fn restrict(control: &Control, rules: &[DeviceRule]) -> Result<(), Cg
     let rules = rules.iter().map(Rule::parse).collect::<Result<Vec<Rule>, _>>()?;
     // What precedes a total rule has no effect.
     let start = rules.iter().rposition(Rule::is_total).unwrap_or(0);
-    let rules = &rules[start..];
+    let rules = &merged(&rules[start..])[..];
     let directories = &control.directories;
     let v1 = directories
         .hierarchies
@@ -179,11 +210,9 @@ fn restrict_v1(control: &Control, version: Version, rules: &[Rule]) -> Result<()
             .map_err(|error| control.failed(format!("open {file}"), error))
     };
     let (allow, deny) = (open("devices.allow")?, open("devices.deny")?);
-    // Repeated rules cost a walk of the kernel's list each.
-    let mut written = BTreeSet::new();
-    for rule in rest {
-        if !written.insert(*rule) {
-            continue;
+    for (index, rule) in rest.iter().enumerate() {
+        if rule.allow == everything && rest[..index].iter().any(|earlier| earlier.is_cut_by(rule)) {
+            return Err(DeviceRuleError::Inexpressible(rule.line_v1('a')).into());
         }
         let (file, name) = if rule.allow { (&allow, "devices.allow") } else { (&deny, "devices.deny") };
         let kinds: &[char] = match rule.kind {
@@ -201,4 +230,49 @@ fn restrict_v1(control: &Control, version: Version, rules: &[Rule]) -> Result<()
 
 fn is_unrestricted(control: &Control, version: Version) -> bool {
     control.try_read(version, "devices.list").is_ok_and(|list| list.trim() == "a *:* rwm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(allow: bool, kind: &str, major: i64, minor: i64, access: &str) -> Rule {
+        let (r#type, access) = (kind.to_owned(), access.to_owned());
+        Rule::parse(&DeviceRule { allow, r#type, major, minor, access }).unwrap()
+    }
+
+    #[test]
+    fn odd_rules_are_refused() {
+        let parse = |kind: &str, major, access: &str| {
+            let (r#type, access) = (kind.to_owned(), access.to_owned());
+            Rule::parse(&DeviceRule { allow: true, r#type, major, minor: 0, access })
+        };
+        assert!(parse("c", 1, "rwm").is_ok());
+        assert!(parse("x", 1, "rwm").is_err());
+        assert!(parse("c", 1, "").is_err());
+        assert!(parse("c", 1, "rr").is_err());
+        assert!(parse("c", 1, "rx").is_err());
+        assert!(parse("c", -2, "r").is_err());
+        assert!(parse("c", 1 << 32, "r").is_err());
+    }
+
+    #[test]
+    fn rules_of_one_device_become_one() {
+        let rules =
+            merged(&[rule(true, "c", 1, 3, "r"), rule(true, "b", 8, 0, "r"), rule(true, "c", 1, 3, "w")]);
+        assert_eq!(rules, [rule(true, "b", 8, 0, "r"), rule(true, "c", 1, 3, "rw")]);
+    }
+
+    #[test]
+    fn a_rule_that_v1_would_ignore_is_seen() {
+        let all_terminals = rule(true, "c", 136, -1, "rw");
+        assert!(all_terminals.is_cut_by(&rule(false, "c", 136, 5, "rw")));
+        assert!(!all_terminals.is_cut_by(&rule(false, "c", 136, -1, "w")));
+        assert!(!all_terminals.is_cut_by(&rule(false, "c", 10, 5, "rw")));
+    }
+
+    #[test]
+    fn a_rule_is_written_as_v1_expects() {
+        assert_eq!(rule(true, "c", 136, -1, "mrw").line_v1('c'), "c 136:* rwm");
+    }
 }

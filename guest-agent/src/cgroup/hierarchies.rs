@@ -3,15 +3,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, fstatfs, open};
+use rustix::fs::{FsWord, Mode, OFlags, fstatfs, open};
 
 use super::{CgroupError, files};
 use crate::protocol::messages::CgroupLayout;
 
 /// `CGROUP_SUPER_MAGIC` of linux/magic.h.
-const V1_MAGIC: i64 = 0x0027_e0eb;
+const V1_MAGIC: FsWord = 0x0027_e0eb;
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
-const V2_MAGIC: i64 = 0x6367_7270;
+const V2_MAGIC: FsWord = 0x6367_7270;
 
 /// Controllers that hull hands down on v2, if the machine has them.
 const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
@@ -94,12 +94,12 @@ impl Hierarchies {
     }
 }
 
-fn open_root(mount_point: &str, magic: i64) -> Result<OwnedFd, CgroupError> {
+fn open_root(mount_point: &str, magic: FsWord) -> Result<OwnedFd, CgroupError> {
     let fail = |source: io::Error| CgroupError::Hierarchy { mount_point: mount_point.to_owned(), source };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(mount_point, flags, Mode::empty()).map_err(|errno| fail(errno.into()))?;
     let kind = fstatfs(&root).map_err(|errno| fail(errno.into()))?.f_type;
-    if i64::from(kind) != magic {
+    if kind != magic {
         return Err(fail(io::Error::other("another kind of filesystem is mounted there")));
     }
     Ok(root)

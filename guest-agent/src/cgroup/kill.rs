@@ -27,7 +27,7 @@ pub(super) fn kill(control: &Control) -> Result<(), CgroupError> {
 }
 
 /// Freezes the cgroup, so that nothing in it can fork away, signals all, and thaws it, until it is empty.
-fn kill_one_by_one(control: &Control) -> Result<(), CgroupError> {
+pub(super) fn kill_one_by_one(control: &Control) -> Result<(), CgroupError> {
     let start = Instant::now();
     let freezer = control.version_of("freezer");
     loop {

@@ -30,6 +30,11 @@ impl Leaf {
         Self { control, directory: OnceLock::new() }
     }
 
+    #[cfg(test)]
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
     /// Makes the cgroup; that it exists already is no error. If it fails, what it made is gone again.
     pub fn create(&self) -> Result<(), CgroupError> {
         let directories = &self.control.directories;

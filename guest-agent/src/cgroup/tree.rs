@@ -20,10 +20,9 @@ fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
         if entry.file_type() != FileType::Directory {
             continue;
         }
-        if let Ok(name) = entry.file_name().to_str() {
-            if name != "." && name != ".." {
-                names.push(name.to_owned());
-            }
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
         }
     }
     Ok(names)
