@@ -1,0 +1,192 @@
+//! Volumes: what kubelet mounts, and how changes travel.
+
+use hull_tests::daemon::Daemon;
+use hull_tests::image;
+use hull_tests::pod::{Pod, container_config, networked_pod_config, pod_config};
+use hull_tests::registry::Registry;
+use k8s_cri::v1 as cri;
+
+fn mount(host: &std::path::Path, container: &str) -> cri::Mount {
+    cri::Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_and_files_are_mounted_read_write_and_read_only() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let volume = daemon.path("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("file"), "from the host\n").unwrap();
+    std::fs::write(daemon.path("termination"), "").unwrap();
+    std::os::unix::fs::symlink(&volume, daemon.path("link")).unwrap();
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "volumes")).await;
+    let mut config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    config.mounts = vec![
+        mount(&volume, "/volume"),
+        cri::Mount { readonly: true, ..mount(&volume, "/deep/in/it/readonly") },
+        mount(&volume.join("file"), "/etc/single"),
+        mount(&daemon.path("link"), "/linked"),
+        mount(&daemon.path("termination"), "/dev/termination-log"),
+        mount(&daemon.path("made"), "/made"),
+    ];
+    let id = pod.start(config).await;
+
+    assert_eq!(
+        pod.shell(&id, "cat /volume/file /etc/single /linked/file").await,
+        "from the host\n".repeat(3)
+    );
+    pod.shell(&id, "echo back > /volume/back; echo over > /dev/termination-log; echo x > /made/x").await;
+    assert_eq!(std::fs::read_to_string(volume.join("back")).unwrap(), "back\n");
+    assert_eq!(std::fs::read_to_string(daemon.path("termination")).unwrap(), "over\n");
+    assert!(daemon.path("made/x").exists(), "a missing source directory is made");
+    assert_ne!(pod.exec(&id, &["touch", "/deep/in/it/readonly/x"]).await.exit_code, 0);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn propagation_is_as_asked() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let shared = daemon.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let run = |arguments: &[&str]| {
+        let status = std::process::Command::new("mount").args(arguments).status().unwrap();
+        assert!(status.success(), "mount {arguments:?}");
+    };
+    let path = shared.display().to_string();
+    run(&["--bind", &path, &path]);
+    run(&["--make-shared", &path]);
+    std::fs::create_dir(shared.join("later")).unwrap();
+    std::fs::create_dir(shared.join("inside")).unwrap();
+
+    let mut config = pod_config(&daemon, "propagation");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let mut pod = Pod::run(&daemon, config).await;
+    let mut ids = Vec::new();
+    for (number, propagation) in [
+        cri::MountPropagation::PropagationPrivate,
+        cri::MountPropagation::PropagationHostToContainer,
+        cri::MountPropagation::PropagationBidirectional,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut config = container_config(&format!("c{number}"), &name, &["/bin/sleep", "1000"]);
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+        config.mounts = vec![cri::Mount { propagation: propagation as i32, ..mount(&shared, "/shared") }];
+        ids.push(pod.start(config).await);
+    }
+
+    // A mount that the host makes afterwards
+    run(&["-t", "tmpfs", "none", &format!("{path}/later")]);
+    std::fs::write(shared.join("later/seen"), "").unwrap();
+    let mut seen = Vec::new();
+    for id in &ids {
+        seen.push(pod.exec(id, &["test", "-e", "/shared/later/seen"]).await.exit_code == 0);
+    }
+    assert_eq!(seen, [false, true, true]);
+
+    // A mount that a container makes
+    pod.shell(&ids[1], "mount -t tmpfs none /shared/inside && touch /shared/inside/slave").await;
+    assert!(!shared.join("inside/slave").exists(), "HostToContainer goes one way");
+    pod.shell(&ids[2], "mount -t tmpfs none /shared/inside && touch /shared/inside/both").await;
+    assert!(shared.join("inside/both").exists(), "Bidirectional reaches the host");
+
+    daemon.remove_all_pods().await;
+    for sub in ["/inside", "/later", ""] {
+        let status = std::process::Command::new("umount").arg(format!("{path}{sub}")).status().unwrap();
+        assert!(status.success());
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recursive_read_only_reaches_submounts() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let volume = daemon.path("volume");
+    std::fs::create_dir_all(volume.join("sub")).unwrap();
+    let sub = volume.join("sub").display().to_string();
+    assert!(
+        std::process::Command::new("mount").args(["-t", "tmpfs", "none", &sub]).status().unwrap().success()
+    );
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "rro")).await;
+    let mut config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    config.mounts = vec![
+        cri::Mount { readonly: true, ..mount(&volume, "/ro") },
+        cri::Mount { readonly: true, recursive_read_only: true, ..mount(&volume, "/rro") },
+    ];
+    let id = pod.start(config).await;
+    assert_eq!(
+        pod.exec(&id, &["touch", "/ro/sub/x"]).await.exit_code,
+        0,
+        "plain read-only covers the top only"
+    );
+    assert_ne!(pod.exec(&id, &["touch", "/rro/sub/y"]).await.exit_code, 0);
+    assert_ne!(pod.exec(&id, &["touch", "/rro/y"]).await.exit_code, 0);
+
+    // CRI: recursive read-only needs readonly and private propagation
+    let mut config = container_config("wrong", &name, &["/bin/true"]);
+    config.mounts = vec![cri::Mount { recursive_read_only: true, ..mount(&volume, "/x") }];
+    assert!(pod.start_fails(config).await.message().contains("read"), "refused");
+    daemon.remove_all_pods().await;
+    assert!(std::process::Command::new("umount").arg(&sub).status().unwrap().success());
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_hostname_and_resolv_conf_are_the_pods() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut config = networked_pod_config(&daemon, "named");
+    config.dns_config = Some(cri::DnsConfig {
+        servers: vec!["10.96.0.10".into()],
+        searches: vec!["svc.cluster.local".into()],
+        options: vec!["ndots:5".into()],
+    });
+    let mut pod = Pod::run(&daemon, config).await;
+    let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+    assert_eq!(pod.shell(&id, "cat /etc/hostname").await, "named\n");
+    let resolv = pod.shell(&id, "cat /etc/resolv.conf").await;
+    for wanted in ["nameserver 10.96.0.10", "search svc.cluster.local", "options ndots:5"] {
+        assert!(resolv.contains(wanted), "{resolv}");
+    }
+    assert!(pod.shell(&id, "cat /etc/hosts").await.contains("localhost"));
+
+    // kubelet brings its own /etc/hosts
+    std::fs::write(daemon.path("hosts"), "127.0.0.1 mine\n").unwrap();
+    let mut config = container_config("own", &name, &["/bin/sleep", "1000"]);
+    config.mounts = vec![mount(&daemon.path("hosts"), "/etc/hosts")];
+    let id = pod.start(config).await;
+    assert_eq!(pod.shell(&id, "cat /etc/hosts").await, "127.0.0.1 mine\n");
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_root_is_read_only_and_its_mounts_are_not() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    std::fs::create_dir(daemon.path("volume")).unwrap();
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "readonly")).await;
+    let mut config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().readonly_rootfs = true;
+    config.mounts = vec![mount(&daemon.path("volume"), "/not/in/image")];
+    let id = pod.start(config).await;
+    assert_ne!(pod.exec(&id, &["touch", "/x"]).await.exit_code, 0);
+    assert_eq!(pod.exec(&id, &["touch", "/not/in/image/x", "/dev/shm/x"]).await.exit_code, 0);
+    daemon.finish().await;
+}
