@@ -193,19 +193,20 @@ impl Walk<'_> {
             return Ok(());
         }
         let all: Vec<String> = missing.iter().map(|controller| format!("+{controller}")).collect();
-        if files::write(level, "cgroup.subtree_control", &all.join(" ")).is_ok() {
-            return Ok(());
+        match files::write(level, "cgroup.subtree_control", &all.join(" ")) {
+            Ok(()) => return Ok(()),
+            // Going on with one at a time would get the threaded controllers (cpu, cpuset, pids) and so turn the
+            // level into a thread root, which can never have the others.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+                return Err(CgroupError::InternalProcesses { cgroup: self.path_to(depth) });
+            }
+            Err(error) if files::is_missing(&error) && !level_exists(level) => return Err(fail(error)),
+            Err(_) => {}
         }
         // One that cannot be had (cpu beside realtime processes, one that a parent withholds) must not cost the
         // others; a limit that needs it fails with the controller's name when it is set.
         for one in &all {
-            match files::write(level, "cgroup.subtree_control", one) {
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
-                    return Err(CgroupError::InternalProcesses { cgroup: self.path_to(depth) });
-                }
-                Err(error) if files::is_missing(&error) && !level_exists(level) => return Err(fail(error)),
-                _ => {}
-            }
+            let _ = files::write(level, "cgroup.subtree_control", one);
         }
         Ok(())
     }

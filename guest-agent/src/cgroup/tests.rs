@@ -332,8 +332,11 @@ fn an_oom_kill_is_counted_and_announced() {
         assert!(start.elapsed() < Duration::from_secs(10), "an OOM event without a kill");
         std::thread::sleep(Duration::from_millis(5));
     }
+    pod.leaf.kill().unwrap();
     drop(hungry);
     assert!(pod.leaf.oom_kills().unwrap() >= 1);
+    // The kernel tells changes of memory.events (v2) at most every 10 ms, so the last one may come late.
+    std::thread::sleep(Duration::from_millis(100));
     watch.acknowledge().unwrap();
     assert_eq!(wait(20), 0, "an acknowledged watch is quiet");
 }
