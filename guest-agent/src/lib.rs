@@ -2,8 +2,11 @@
 //!
 //! For a process pod it runs on the host, one per pod, parent of everything in the pod. For a microVM pod the same
 //! program is PID 1 of the guest. hulld speaks one protocol ([`protocol`]) to both.
+#![forbid(unsafe_code)]
 
-/// The messages between hulld and the agent, and their framing.
-pub mod protocol;
 /// Cgroups v1 (hybrid included) and v2: create, limit, enter, kill, ask, remove.
 pub mod cgroup;
+/// The messages between hulld and the agent, and their framing.
+pub mod protocol;
+/// What containers write: CRI log lines, log files, terminals.
+pub mod stdio;

@@ -7,6 +7,8 @@
 pub mod descriptor;
 /// Loop devices, for layer files on filesystems that cannot back an EROFS mount themselves.
 pub mod loopdev;
+/// The C library's allocator: keep little, give back much.
+pub mod memory;
 /// Mounts by descriptor: the new mount API, attributes, pivot_root.
 pub mod mount;
 /// Enter and make namespaces.
@@ -19,3 +21,5 @@ pub mod process;
 pub mod signal;
 /// bpf(2): restrict the devices of a cgroup.
 pub mod bpf;
+/// Start write-back of a file early.
+pub mod writeback;

@@ -146,7 +146,7 @@ fn wait_id(id: WaitId<'_>, options: WaitIdOptions) -> io::Result<Option<Ended>> 
 pub fn peek_ended_child() -> io::Result<Option<i32>> {
     // SAFETY: siginfo_t is plain data for which zero is valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     loop {
         // SAFETY: `info` lives across the call.
         if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) } == 0 {
@@ -187,6 +187,16 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
     // SAFETY: no memory is passed.
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Kills (SIGKILL) the process group that the process `pid` leads; an error if it leads none. For a child that was not
+/// waited for yet, so that its number cannot be another's.
+pub fn kill_group_of(pid: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: no memory is passed.
+    if unsafe { libc::kill(-pid, libc::SIGKILL) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks every descriptor from `first` up close-on-exec, so that the next execve drops them all.

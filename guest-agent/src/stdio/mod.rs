@@ -1,0 +1,13 @@
+//! What containers write, and where it goes.
+
+mod line;
+mod log_file;
+mod output;
+mod relay;
+mod timestamp;
+
+pub use line::{MAX_LINE, Stream};
+pub use log_file::LogFile;
+pub use output::{Buffers, OutputStream, Progress};
+pub use relay::{Interest, TerminalRelay};
+pub use timestamp::{now, rfc3339};

@@ -1,0 +1,172 @@
+//! One output of a container on its way into the log.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::line::{Lines, Stream};
+use super::log_file::{BATCH, Batch, LogFile};
+use super::timestamp;
+
+/// What one read takes: as much as a pipe holds.
+const CHUNK: usize = 64 << 10;
+
+/// The memory through which all output of a pod passes, one chunk at a time. Made when something is written and dropped
+/// when all is quiet.
+#[derive(Debug)]
+pub struct Buffers {
+    chunk: Box<[u8]>,
+    batch: Vec<u8>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { chunk: vec![0; CHUNK].into_boxed_slice(), batch: Vec::with_capacity(BATCH) }
+    }
+}
+
+/// What there is still to come of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The stream goes on.
+    Open,
+    /// Everybody who could write has closed it; all has been logged.
+    Ended,
+}
+
+/// The reading end of a pipe or of a terminal, and the line that is under way.
+#[derive(Debug)]
+pub struct OutputStream {
+    source: OwnedFd,
+    lines: Lines,
+}
+
+impl OutputStream {
+    /// Takes over `source` and makes it non-blocking.
+    pub fn new(source: OwnedFd, stream: Stream) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&source, true)?;
+        Ok(Self { source, lines: Lines::new(stream) })
+    }
+
+    /// Reads one chunk and logs it.
+    pub fn pump(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Progress {
+        self.read_once(log, buffers).map_or(Progress::Ended, |_| Progress::Open)
+    }
+
+    /// Logs everything that is in the stream at this moment, but does not run after somebody who goes on writing.
+    pub fn drain(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Progress {
+        // A terminal's count lacks what its buffers hold back; an amount of zero only means one look.
+        let mut left = rustix::io::ioctl_fionread(&self.source).unwrap_or(0).max(1);
+        loop {
+            match self.read_once(log, buffers) {
+                None => return Progress::Ended,
+                Some(0) => return Progress::Open,
+                // The look for the stream's end comes after the last byte.
+                Some(_) if left == 0 => return Progress::Open,
+                Some(length) => left = left.saturating_sub(length as u64),
+            }
+        }
+    }
+
+    /// Logs the beginning of a line as it is, without waiting for its end.
+    pub fn flush(&mut self, log: &mut LogFile, buffers: &mut Buffers) {
+        let mut batch = Batch { buffer: &mut buffers.batch, file: log };
+        self.lines.finish(&timestamp::rfc3339(timestamp::now()), &mut batch);
+        batch.flush();
+    }
+
+    /// Number of bytes, 0 if there is nothing now, `None` at the end.
+    fn read_once(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Option<usize> {
+        let length = match rustix::io::read(&self.source, &mut *buffers.chunk) {
+            Ok(0) => None,
+            Ok(length) => Some(length),
+            Err(Errno::AGAIN | Errno::INTR) => return Some(0),
+            // A terminal says EIO when its last user is gone.
+            Err(_) => None,
+        };
+        if !log.is_open() {
+            return length;
+        }
+        match length {
+            None => self.flush(log, buffers),
+            Some(length) => {
+                let time = timestamp::rfc3339(timestamp::now());
+                let mut batch = Batch { buffer: &mut buffers.batch, file: log };
+                self.lines.push(&buffers.chunk[..length], &time, &mut batch);
+                batch.flush();
+            }
+        }
+        length
+    }
+}
+
+impl AsFd for OutputStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+
+    struct Case {
+        writer: File,
+        stream: OutputStream,
+        file: File,
+        log: LogFile,
+        buffers: Buffers,
+    }
+
+    fn case() -> Case {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let log = LogFile::new(Some(file.try_clone().unwrap().into()));
+        let stream = OutputStream::new(reader, Stream::Stderr).unwrap();
+        Case { writer: writer.into(), stream, file, log, buffers: Buffers::default() }
+    }
+
+    impl Case {
+        fn contents(&mut self) -> Vec<String> {
+            let mut text = String::new();
+            self.file.rewind().unwrap();
+            self.file.read_to_string(&mut text).unwrap();
+            text.lines().map(|line| line[31..].to_owned()).collect()
+        }
+    }
+
+    #[test]
+    fn everything_written_before_the_end_is_logged_once() {
+        let mut case = case();
+        case.writer.write_all(b"one\ntwo").unwrap();
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Open);
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Open);
+        case.writer.write_all(b" three\nfour").unwrap();
+        drop(std::mem::replace(&mut case.writer, tempfile::tempfile().unwrap()));
+        assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Ended);
+        assert_eq!(case.contents(), ["stderr F one", "stderr F two three", "stderr P four"]);
+    }
+
+    #[test]
+    fn a_drain_takes_all_there_is_and_does_not_wait_for_a_writer_that_stays() {
+        let mut case = case();
+        case.writer.write_all(&[b'x'; 40_000]).unwrap();
+        case.writer.write_all(b"\n").unwrap();
+        assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Open);
+        let lengths: Vec<usize> = case.contents().iter().map(String::len).collect();
+        assert_eq!(lengths, [9 + 16_384, 9 + 16_384, 9 + 40_000 - 2 * 16_384]);
+    }
+
+    #[test]
+    fn without_a_log_output_is_read_and_dropped() {
+        let mut case = case();
+        case.log = LogFile::new(None);
+        for _ in 0..10 {
+            case.writer.write_all(&[b'x'; 60_000]).unwrap();
+            assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Open);
+        }
+    }
+}
