@@ -1,0 +1,48 @@
+//! A reader of tar archives made for hostile input: V7, ustar, star, GNU and PAX.
+//!
+//! Where readers in the field disagree about where an entry ends or what it is called, the archive is refused: such a
+//! disagreement lets an entry hide from a scanner (CVE-2025-62518).
+
+mod header;
+mod number;
+pub(crate) mod pax;
+mod reader;
+mod sparse;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use reader::{Content, TarReader};
+
+use super::erofs::Timestamp;
+use pax::Xattrs;
+
+/// One entry, before its path has been looked at.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: EntryKind,
+    /// Permission bits, 0o7777 at most.
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Timestamp,
+    pub(crate) xattrs: Xattrs,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    /// With its size in bytes, holes included.
+    File(u64),
+    HardLink(Vec<u8>),
+    Symlink(Vec<u8>),
+    CharDevice(Device),
+    BlockDevice(Device),
+    Directory,
+    Fifo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
