@@ -6,7 +6,11 @@
 
 /// Cgroups v1 (hybrid included) and v2: create, limit, enter, kill, ask, remove.
 pub mod cgroup;
+/// From a request to a running process: plan, launch, exec, reaper.
+pub mod container;
 /// The messages between hulld and the agent, and their framing.
 pub mod protocol;
+/// The pod as a place: namespaces and a mount root of the agent's own.
+pub mod sandbox;
 /// What containers write: CRI log lines, log files, terminals.
 pub mod stdio;

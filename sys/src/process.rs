@@ -208,6 +208,37 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Turns the calling process into the first process of a PID namespace and nothing else: closes every descriptor, then
+/// reaps whatever ends, until SIGTERM comes from outside of the namespace (or, as always, SIGKILL). Exits with 0.
+///
+/// For a cloned process that has nothing left to do: it allocates nothing and never returns.
+pub fn reap_until_terminated() -> ! {
+    // SAFETY: the process never returns to code that could use a descriptor it owned.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    // SAFETY: sigset_t is plain data, made valid by sigemptyset; all arguments live across the calls.
+    let set = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+        set
+    };
+    loop {
+        // SAFETY: siginfo_t is plain data for which zero is valid; set and info live across the call.
+        let (signal, sender) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            (libc::sigwaitinfo(&raw const set, &raw mut info), info.si_pid())
+        };
+        // A sender outside of the namespace has no number in it: those inside cannot end the pod.
+        if signal == libc::SIGTERM && sender == 0 {
+            exit_now(0);
+        }
+        // SAFETY: a null status is allowed.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+    }
+}
+
 /// Argument or environment strings in the form that execve wants, made before the clone.
 #[derive(Debug)]
 pub struct CStringArray {

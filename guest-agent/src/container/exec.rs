@@ -1,0 +1,70 @@
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use hull_sys::namespace::{self, Namespaces};
+
+use crate::cgroup::Leaf;
+use crate::protocol::messages;
+
+use super::failure::{During, Failure, Stage};
+use super::process_plan::ProcessPlan;
+use super::report::Reporter;
+use super::stdio::{Streams, agent_null};
+use super::{ChildStdio, LaunchError, Launched, PidNamespace, execute, launch, plan, rootfs};
+
+/// A container that another process is started in.
+#[derive(Debug)]
+pub struct RunningContainer<'a> {
+    /// Its first process.
+    pub pidfd: BorrowedFd<'a>,
+    /// Its cgroup.
+    pub cgroup: &'a Leaf,
+    /// What [`super::ContainerPlan::process_of`] gave when it was launched.
+    pub process: &'a messages::Process,
+    /// It has a cgroup namespace of its own.
+    pub private_cgroup_namespace: bool,
+}
+
+/// Starts another process inside a running container: in its cgroup and its mount, PID and cgroup namespaces. With
+/// `inherit`, environment, user, working directory, capabilities, no_new_privs, seccomp, labels and limits are the
+/// container's and only command and terminal are the request's.
+///
+/// Blocks like [`super::launch`].
+pub fn exec(
+    container: &RunningContainer<'_>,
+    request: &messages::Process,
+    inherit: bool,
+    stdio: ChildStdio,
+) -> Result<Launched, LaunchError> {
+    let process = plan::exec_process(container.process, request, inherit)?;
+    let join = PidNamespace::Join(container.pidfd);
+    launch::start(container.cgroup, Namespaces::NONE, join, |reporter, wait| {
+        exec_process(&process, container, stdio, reporter, wait)
+    })
+}
+
+fn exec_process(
+    process: &ProcessPlan,
+    container: &RunningContainer<'_>,
+    stdio: ChildStdio,
+    reporter: &Reporter,
+    wait: bool,
+) -> Result<Infallible, Failure> {
+    let own = execute::begin(process)?;
+    let null = agent_null()?;
+    if wait {
+        reporter.await_placement().during(Stage::Start, || "cannot wait for the container's cgroup")?;
+    }
+    let mut namespaces = Namespaces::MOUNT;
+    if container.private_cgroup_namespace {
+        namespaces |= Namespaces::CGROUP;
+    }
+    namespace::enter_of_process(container.pidfd, namespaces)
+        .during(Stage::Start, || "cannot join the container's namespaces (has it ended?)")?;
+    // Joining a mount namespace makes its root the process's own.
+    let root = rootfs::current().during(Stage::Start, || "cannot open the container's root")?;
+    let user = execute::resolve_user(process, &root, &own)?;
+    let cwd = execute::working_directory(process, &root, false)?;
+    let streams = Streams::open(stdio, process.terminal, &root, &own, null.as_fd(), reporter)?;
+    execute::become_program(process, &user, &streams, cwd, &own, reporter)
+}

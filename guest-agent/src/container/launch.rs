@@ -1,0 +1,208 @@
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use hull_sys::mount::{self, Attributes, MountAttrFlags, Propagation};
+use hull_sys::namespace::{self, Namespaces};
+use hull_sys::process::{self, Clone3, Cloned};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::cgroup::Leaf;
+use crate::protocol::messages;
+
+use super::failure::{During, Failure, Stage};
+use super::inside::Root;
+use super::own_proc::OwnProc;
+use super::plan::{CgroupNamespace, ContainerPlan};
+use super::report::{self, Reporter};
+use super::stdio::{Streams, agent_null};
+use super::{
+    ChildStdio, LaunchError, Launched, PidNamespace, Slots, devices, execute, guarded, mounts, rootfs,
+};
+
+/// How long a process may take from its clone to its program. The agent waits for it, so something that hangs (a dead
+/// network filesystem below a mount) must not hang the whole pod.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Starts the container's first process in the cgroup `cgroup`, which exists with its limits. Only system calls: every
+/// decision is in the plan.
+///
+/// Blocks until the program runs or it is clear why not, at most a minute; of a launch that fails nothing is left but
+/// what it made in the writable directory. The process must have one thread and be inside a pod
+/// ([`crate::sandbox::enter`]). The trees of the slots are used up: another launch needs new ones.
+pub fn launch(
+    plan: &ContainerPlan,
+    slots: &Slots<'_>,
+    stdio: ChildStdio,
+    cgroup: &Leaf,
+    pid_namespace: PidNamespace<'_>,
+) -> Result<Launched, LaunchError> {
+    start(cgroup, Namespaces::MOUNT, pid_namespace, |reporter, wait| {
+        container_process(plan, slots, stdio, reporter, wait)
+    })
+}
+
+/// Clones a process into the cgroup and PID namespace, runs `body` in it, and waits until that has become a program.
+pub(super) fn start(
+    cgroup: &Leaf,
+    namespaces: Namespaces,
+    pid_namespace: PidNamespace<'_>,
+    body: impl FnOnce(&Reporter, bool) -> Result<Infallible, Failure>,
+) -> Result<Launched, LaunchError> {
+    let (agent_end, child_end) = report::channel().during(Stage::Start, || "cannot make a socket pair")?;
+    let must_wait = cgroup.clone_fd().is_none();
+    match clone(cgroup.clone_fd(), namespaces, pid_namespace)? {
+        Cloned::Child => {
+            drop(agent_end);
+            let reporter = Reporter::new(child_end);
+            match body(&reporter, must_wait) {
+                Ok(never) => match never {},
+                Err(failure) => reporter.failed(&failure),
+            }
+            process::exit_now(127)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(child_end);
+            supervise(pid, pidfd, agent_end.as_fd(), must_wait.then_some(cgroup))
+        }
+    }
+}
+
+/// Follows a child until it has become its program; kills and reaps it if that fails.
+fn supervise(
+    pid: i32,
+    pidfd: OwnedFd,
+    socket: BorrowedFd<'_>,
+    place_in: Option<&Leaf>,
+) -> Result<Launched, LaunchError> {
+    let follow = || -> Result<report::Report, LaunchError> {
+        if let Some(cgroup) = place_in {
+            cgroup.enter(pid)?;
+            // If the child is gone already, its report says why.
+            let _ = report::confirm_placement(socket);
+        }
+        let report = report::collect(socket, Instant::now() + DEADLINE)
+            .during(Stage::Start, || "cannot follow the start of the process")?;
+        Ok(report.into_result()?)
+    };
+    match follow() {
+        Ok(report) => {
+            let identity = report.identity;
+            let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups);
+            Ok(Launched { pid, pidfd, uid, gid, groups, terminal: report.terminal })
+        }
+        Err(error) => {
+            // Already dead, or killed here; reaped in any case.
+            let _ = process::pidfd_send_signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
+            let _ = process::wait(pidfd.as_fd());
+            Err(error)
+        }
+    }
+}
+
+/// Clones with the children's PID namespace set as asked, and set back afterwards.
+fn clone(
+    cgroup: Option<BorrowedFd<'_>>,
+    mut namespaces: Namespaces,
+    pid_namespace: PidNamespace<'_>,
+) -> Result<Cloned, LaunchError> {
+    let PidNamespace::Join(target) = pid_namespace else {
+        if matches!(pid_namespace, PidNamespace::New) {
+            namespaces |= Namespaces::PID;
+        }
+        return Ok(clone3(cgroup, namespaces)?);
+    };
+    let own = rustix::fs::open("/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .during(Stage::Start, || "cannot open the agent's PID namespace")?;
+    namespace::enter_of_process(target, Namespaces::PID)
+        .during(Stage::Start, || "cannot join the PID namespace (has its first process ended?)")?;
+    let cloned = clone3(cgroup, namespaces);
+    if let Ok(Cloned::Child) = cloned {
+        return Ok(Cloned::Child);
+    }
+    let restored = namespace::enter(own.as_fd(), Namespaces::PID);
+    if let Err(error) = restored {
+        // Cannot happen (setns to the own namespace); if it did, the next container would be in the wrong one.
+        let failure = Failure::system(Stage::Start, "cannot return to the agent's PID namespace", error);
+        return Err(failure.into());
+    }
+    Ok(cloned?)
+}
+
+fn clone3(cgroup: Option<BorrowedFd<'_>>, namespaces: Namespaces) -> Result<Cloned, Failure> {
+    process::clone3(&Clone3 { namespaces, cgroup, sibling: false })
+        .during(Stage::Start, || "cannot clone the process")
+}
+
+/// Everything that happens in the cloned process, up to the program.
+fn container_process(
+    plan: &ContainerPlan,
+    slots: &Slots<'_>,
+    stdio: ChildStdio,
+    reporter: &Reporter,
+    wait: bool,
+) -> Result<Infallible, Failure> {
+    let own = execute::begin(&plan.process)?;
+    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+    mount::set_attributes_at(CWD, c"/", true, &private)
+        .during(Stage::Mount, || "cannot make the container's mounts private")?;
+    let root = rootfs::assemble(&plan.rootfs, slots)?;
+    let user = execute::resolve_user(&plan.process, &root, &own)?;
+    devices::make_elsewhere(&root, &plan.devices)?;
+    if wait {
+        reporter.await_placement().during(Stage::Start, || "cannot wait for the container's cgroup")?;
+    }
+    in_cgroup_namespace(plan.cgroup_namespace, &own, || mounts::mount_all(&root, plan, slots))?;
+    guarded::guard(&root, plan)?;
+    let cwd = execute::working_directory(&plan.process, &root, true)?;
+    let null = agent_null()?;
+    let streams = Streams::open(stdio, plan.process.terminal, &root, &own, null.as_fd(), reporter)?;
+    if plan.own_dev {
+        streams.bind_console(&root)?;
+    }
+    rootfs::pivot(&root)?;
+    finish_root(plan, &root)?;
+    execute::become_program(&plan.process, &user, &streams, cwd, &own, reporter)
+}
+
+/// Mounts of cgroup filesystems show what the namespace that they are made in shows.
+fn in_cgroup_namespace(
+    wanted: CgroupNamespace,
+    own: &OwnProc,
+    mount: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let doing = || "cannot make the container's cgroup namespace";
+    let unshare = || namespace::unshare(Namespaces::CGROUP).during(Stage::Start, doing);
+    match wanted {
+        CgroupNamespace::Agent => mount(),
+        CgroupNamespace::Private => {
+            unshare()?;
+            mount()
+        }
+        CgroupNamespace::PrivateWhileMounting => {
+            let agents = own.cgroup_namespace().during(Stage::Start, doing)?;
+            unshare()?;
+            mount()?;
+            namespace::enter(agents.as_fd(), Namespaces::CGROUP)
+                .during(Stage::Start, || "cannot return to the host's cgroup namespace")
+        }
+    }
+}
+
+/// Propagation and read-only of the root mount itself, last: until now things were made in it and mounted on it.
+fn finish_root(plan: &ContainerPlan, root: &Root) -> Result<(), Failure> {
+    let propagation = match plan.rootfs.propagation {
+        messages::Propagation::Private => None,
+        messages::Propagation::HostToContainer => Some(Propagation::Slave),
+        messages::Propagation::Bidirectional => Some(Propagation::Shared),
+    };
+    if propagation.is_none() && !plan.rootfs.readonly {
+        return Ok(());
+    }
+    let readonly =
+        if plan.rootfs.readonly { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let attributes = Attributes { set: readonly, propagation, ..Attributes::default() };
+    let set = || -> io::Result<()> { mount::set_attributes(root.as_fd(), false, &attributes) };
+    set().during(Stage::Rootfs, || "cannot set attributes of the root filesystem")
+}

@@ -1,0 +1,232 @@
+//! What a cloned child tells the agent between the clone and its execve, over a stream socket that execve closes.
+//!
+//! Frames of a tag byte, a little-endian u32 length and that many bytes. The end of the stream after `Executing` means
+//! success; a `Failed` frame, or an end before `Executing`, means that there is no container.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hull_sys::descriptor::{recv_with_fds, send_with_fds};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::failure::{Failure, Stage};
+
+/// Bytes of everything a child may say; its groups (at most 65536) are the greatest part.
+const MAX_REPORT: usize = 1 << 20;
+
+const IDENTITY: u8 = 1;
+const TERMINAL: u8 = 2;
+const EXECUTING: u8 = 3;
+const FAILED: u8 = 4;
+
+/// The user a process runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// The supplementary groups, the primary one among them.
+    pub(super) groups: Vec<u32>,
+}
+
+/// Everything that a child said before it became the container's program.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) identity: Identity,
+    pub(super) terminal: Option<OwnedFd>,
+    executing: bool,
+    failure: Option<Failure>,
+}
+
+/// Both ends, close-on-exec: the agent's, the child's.
+pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The child's end.
+#[derive(Debug)]
+pub(super) struct Reporter(OwnedFd);
+
+impl Reporter {
+    pub(super) const fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Blocks until the agent says that the process is in its cgroups; an error if the agent gave up.
+    pub(super) fn await_placement(&self) -> io::Result<()> {
+        let mut byte = [0];
+        match recv_with_fds(self.0.as_fd(), &mut byte, &mut Vec::new())? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn identity(&self, identity: &Identity) -> io::Result<()> {
+        let numbers = [identity.uid, identity.gid];
+        let body: Vec<u8> = numbers.iter().chain(&identity.groups).flat_map(|id| id.to_le_bytes()).collect();
+        self.frame(IDENTITY, &body, &[])
+    }
+
+    pub(super) fn terminal(&self, primary: BorrowedFd<'_>) -> io::Result<()> {
+        self.frame(TERMINAL, &[], &[primary])
+    }
+
+    pub(super) fn executing(&self) -> io::Result<()> {
+        self.frame(EXECUTING, &[], &[])
+    }
+
+    /// Best effort: if the agent is gone nobody wants to know.
+    pub(super) fn failed(&self, failure: &Failure) {
+        let mut body = vec![failure.stage as u8];
+        body.extend(failure.errno.to_le_bytes());
+        body.extend(failure.message.as_bytes());
+        let _ = self.frame(FAILED, &body, &[]);
+    }
+
+    fn frame(&self, tag: u8, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let length = u32::try_from(body.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mut bytes = vec![tag];
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(body);
+        let mut sent = send_with_fds(self.0.as_fd(), &bytes, fds)?;
+        while sent < bytes.len() {
+            sent += send_with_fds(self.0.as_fd(), &bytes[sent..], &[])?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells the child that it is in its cgroups.
+pub(super) fn confirm_placement(socket: BorrowedFd<'_>) -> io::Result<()> {
+    send_with_fds(socket, &[1], &[]).map(drop)
+}
+
+/// Reads until the end of the stream, at most until `deadline`.
+pub(super) fn collect(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> io::Result<Report> {
+    let (mut bytes, mut fds, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
+    loop {
+        await_readable(socket, deadline)?;
+        match recv_with_fds(socket, &mut buffer, &mut fds)? {
+            0 => return Ok(Report::parse(&bytes, fds)),
+            count => bytes.extend(&buffer[..count]),
+        }
+        if bytes.len() > MAX_REPORT {
+            return Err(io::Error::other("the starting process reported too much"));
+        }
+    }
+}
+
+fn await_readable(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Report {
+    fn parse(mut bytes: &[u8], fds: Vec<OwnedFd>) -> Self {
+        let mut report = Self::default();
+        let mut fds = fds.into_iter();
+        while let Some((tag, body, rest)) = split_frame(bytes) {
+            bytes = rest;
+            match tag {
+                IDENTITY => report.identity = parse_identity(body),
+                TERMINAL => report.terminal = fds.next(),
+                EXECUTING => report.executing = true,
+                FAILED => report.failure = parse_failure(body),
+                _ => {}
+            }
+        }
+        report
+    }
+
+    /// The report of a process that became its program, or why it did not.
+    pub(super) fn into_result(self) -> Result<Self, Failure> {
+        match (&self.failure, self.executing) {
+            (Some(failure), _) => Err(failure.clone()),
+            (None, true) => Ok(self),
+            (None, false) => Err(Failure::new(
+                Stage::Start,
+                "the process was killed before it could start its program (out of memory?)",
+            )),
+        }
+    }
+}
+
+fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (head, rest) = bytes.split_at_checked(5)?;
+    let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+    let (body, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+    Some((head[0], body, rest))
+}
+
+fn parse_identity(body: &[u8]) -> Identity {
+    let mut numbers = body.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    let (uid, gid) = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(u32::MAX));
+    Identity { uid, gid, groups: numbers.collect() }
+}
+
+fn parse_failure(body: &[u8]) -> Option<Failure> {
+    let (head, text) = body.split_at_checked(5)?;
+    Some(Failure {
+        stage: Stage::from_number(head[0])?,
+        errno: i32::from_le_bytes([head[1], head[2], head[3], head[4]]),
+        message: String::from_utf8_lossy(text).into_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn a_process_that_reached_execve_is_a_success() {
+        let (agent, child) = channel().unwrap();
+        let reporter = Reporter::new(child);
+        let identity = Identity { uid: 7, gid: 8, groups: (0..5000).collect() };
+        reporter.identity(&identity).unwrap();
+        reporter.terminal(std::io::stdin().as_fd()).unwrap();
+        reporter.executing().unwrap();
+        drop(reporter);
+        let report = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap();
+        assert_eq!(report.identity, identity);
+        assert!(report.terminal.is_some());
+    }
+
+    #[test]
+    fn a_failure_arrives_whole_even_after_executing() {
+        let (agent, child) = channel().unwrap();
+        let reporter = Reporter::new(child);
+        let failure = Failure { stage: Stage::Execute, message: "exec: \"x\": näh".into(), errno: 2 };
+        reporter.executing().unwrap();
+        reporter.failed(&failure);
+        drop(reporter);
+        assert_eq!(collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err(), failure);
+    }
+
+    #[test]
+    fn a_process_that_dies_silently_is_no_success() {
+        let (agent, child) = channel().unwrap();
+        drop(child);
+        let failure = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err();
+        assert!(failure.message.contains("killed"), "{failure}");
+    }
+
+    #[test]
+    fn a_process_that_hangs_is_given_up() {
+        let (agent, _child) = channel().unwrap();
+        let error = collect(agent.as_fd(), Instant::now() + Duration::from_millis(10)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

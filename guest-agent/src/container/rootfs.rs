@@ -1,0 +1,134 @@
+//! The root filesystem: layers under overlayfs, with the container's writable directory on top.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hull_sys::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::sandbox::layout;
+
+use super::Slots;
+use super::failure::{During, Failure, Stage};
+use super::inside::{Root, set_owner};
+use super::plan::RootfsPlan;
+
+/// Assembles the root filesystem and attaches it at [`layout::ROOTFS`] in the calling process's own mount namespace.
+pub(super) fn assemble(plan: &RootfsPlan, slots: &Slots<'_>) -> Result<Root, Failure> {
+    let mut lower = Vec::with_capacity(plan.layers.len());
+    for (number, slot) in plan.layers.iter().enumerate() {
+        let path = format!("{}/{number}", layout::LAYERS);
+        // The directories stay on the agent's tmpfs for the next container; the mounts on them are this process's.
+        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(Failure::system(Stage::Rootfs, format!("cannot make {path}"), error)),
+        }
+        attach(tree(slots, *slot, "a layer")?, &path).during(Stage::Rootfs, || {
+            format!("cannot attach layer {number} (counted from the uppermost) of the root filesystem")
+        })?;
+        lower.push(path);
+    }
+    let writable = tree(slots, plan.writable, "the writable directory")?;
+    attach(writable, layout::WRITABLE)
+        .during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;
+    prepare_writable(writable, &lower[0])
+        .during(Stage::Rootfs, || "cannot prepare the writable directory of the root filesystem")?;
+    let overlay = overlay(&lower).during(Stage::Rootfs, || {
+        format!("cannot mount the root filesystem of {} layers with overlayfs", lower.len())
+    })?;
+    attach(overlay.as_fd(), layout::ROOTFS).during(Stage::Rootfs, || "cannot attach the root filesystem")?;
+    Ok(Root::new(overlay))
+}
+
+fn tree<'a>(slots: &Slots<'a>, slot: u32, what: &str) -> Result<BorrowedFd<'a>, Failure> {
+    slots.get(slot).ok_or_else(|| {
+        Failure::new(Stage::Rootfs, format!("the request brought no slot {slot}, which is to be {what}"))
+    })
+}
+
+fn attach(tree: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    Ok(mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// Makes `upper` and `work` where they are missing. The root directory of an overlay has the attributes of `upper`, so
+/// that gets those of the uppermost layer.
+fn prepare_writable(writable: BorrowedFd<'_>, uppermost: &str) -> io::Result<()> {
+    match rustix::fs::mkdirat(writable, "upper", Mode::from_raw_mode(0o755)) {
+        Ok(()) => {
+            let image = rustix::fs::stat(uppermost)?;
+            set_owner(writable, "upper", image.st_uid, image.st_gid)?;
+            let mode = Mode::from_raw_mode(image.st_mode & 0o7777);
+            rustix::fs::chmodat(writable, "upper", mode, AtFlags::empty())?;
+        }
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::mkdirat(writable, "work", Mode::from_raw_mode(0o700)) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => allow_again(writable),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes away the mark with which a volatile overlay refuses to be mounted a second time (overlayfs.rst, "Volatile
+/// mount"): a writable layer has no promise to outlive a crash of the machine, only one to be found after a restart of
+/// the container.
+fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
+    match rustix::fs::unlinkat(writable, "work/work/incompat/volatile", AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A detached overlay. Layers are given one by one and by path: their number is not bounded by the length of one
+/// option, and by descriptor is EBADF on Linux 6.12. Volatile: without it the end of every container syncs the whole
+/// filesystem of the writable directory.
+fn overlay(lower: &[String]) -> io::Result<OwnedFd> {
+    let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let configure = || -> rustix::io::Result<OwnedFd> {
+        for layer in lower {
+            mount::fsconfig_set_string(&context, "lowerdir+", layer.as_str())?;
+        }
+        mount::fsconfig_set_string(&context, "upperdir", format!("{}/upper", layout::WRITABLE))?;
+        mount::fsconfig_set_string(&context, "workdir", format!("{}/work", layout::WRITABLE))?;
+        mount::fsconfig_set_string(&context, "index", "off")?;
+        mount::fsconfig_set_string(&context, "xino", "off")?;
+        mount::fsconfig_set_flag(&context, "volatile")?;
+        mount::fsconfig_create(&context)?;
+        mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    };
+    configure().map_err(|error| with_log(context.as_fd(), error.into()))
+}
+
+/// The kernel's own explanation, which can be read from the context, joined to the error.
+pub(super) fn with_log(context: BorrowedFd<'_>, error: io::Error) -> io::Error {
+    let mut buffer = [0; 512];
+    let log: Vec<String> = std::iter::from_fn(|| {
+        rustix::io::read(context, &mut buffer)
+            .ok()
+            .map(|read| String::from_utf8_lossy(&buffer[..read]).trim().to_owned())
+    })
+    .filter(|line| !line.is_empty())
+    .take(8)
+    .collect();
+    if log.is_empty() { error } else { io::Error::new(error.kind(), format!("{error} ({})", log.join("; "))) }
+}
+
+/// Makes `root` the root of the mount namespace and detaches what was there before.
+pub(super) fn pivot(root: &Root) -> Result<(), Failure> {
+    let change = || -> rustix::io::Result<()> {
+        rustix::process::fchdir(root.as_fd())?;
+        // Both at ".": the old root lies over the new one until it is detached.
+        mount::pivot_root(".", ".")?;
+        mount::unmount(".", mount::UnmountFlags::DETACH)?;
+        rustix::process::chdir("/")
+    };
+    change().during(Stage::Rootfs, || "cannot change to the root filesystem")
+}
+
+/// The directory that is the calling process's root.
+pub(super) fn current() -> io::Result<Root> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(Root::new(rustix::fs::open("/", flags, Mode::empty())?))
+}

@@ -1,0 +1,121 @@
+//! The pod as a place: namespaces, and a mount root of the agent's own with almost nothing in it.
+//!
+//! The agent itself lives in the pod's network, IPC and UTS namespaces, so that containers inherit them. Of the host's
+//! mounts none is left to it: what containers need from there comes as descriptors with the requests.
+
+mod facts;
+/// Paths in the agent's own root.
+pub mod layout;
+mod root;
+mod sysctl;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use hull_sys::namespace::{self, Namespaces};
+use rustix::fs::{Mode, OFlags};
+
+pub use facts::{CgroupView, Hierarchy, PodFacts};
+
+use crate::container::Slots;
+use crate::protocol::messages;
+
+/// Why a pod could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The hostname is longer than 64 bytes or has characters that none has.
+    #[error("cannot use the hostname {0:?}: it is longer than 64 bytes or contains control characters")]
+    Hostname(String),
+    /// The request names a slot that it did not bring.
+    #[error("cannot find slot {slot}, which is to be {what}")]
+    Slot {
+        /// Its number.
+        slot: u32,
+        /// What it is for.
+        what: &'static str,
+    },
+    /// A sysctl with a bad name or value, or one that the kernel refused.
+    #[error("cannot set the sysctl {name}: {reason}")]
+    Sysctl {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error("cannot {doing}: {error}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+/// Says what was being done when a system call failed.
+trait Doing<T> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, SandboxError>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, SandboxError> {
+        self.map_err(|error| SandboxError::System { doing: doing.into(), error: error.into() })
+    }
+}
+
+/// Makes the calling process the inside of a new pod: joins or makes its namespaces, leaves the host's mounts for a
+/// root of its own, sets hostname and sysctls and the process's own OOM score.
+///
+/// The process must already be in its cgroup. Must have one thread: namespaces are a thread's. After an error the
+/// process is in an undefined place and can only exit. Paths of the host mean nothing afterwards; the current
+/// directory is `/`.
+pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFacts, SandboxError> {
+    check_hostname(&spec.hostname)?;
+    let slot = |number: u32, what| slots.get(number).ok_or(SandboxError::Slot { slot: number, what });
+    if let Some(number) = spec.network_namespace {
+        let fd = slot(number, "the network namespace")?;
+        namespace::enter(fd, Namespaces::NET).doing("join the pod's network namespace")?;
+    }
+    let mut new = Namespaces::MOUNT;
+    if spec.new_ipc_namespace {
+        new |= Namespaces::IPC;
+    }
+    if spec.new_uts_namespace {
+        new |= Namespaces::UTS;
+    }
+    namespace::unshare(new).doing("make the pod's namespaces")?;
+    let shm = spec.shm_source.map(|number| slot(number, "the shared memory")).transpose()?;
+    root::leave_host(spec, shm)?;
+    if spec.new_uts_namespace && !spec.hostname.is_empty() {
+        rustix::system::sethostname(spec.hostname.as_bytes()).doing("set the pod's hostname")?;
+    }
+    let proc = open_directory("/proc").doing("open /proc")?;
+    sysctl::write_all(rustix::fd::AsFd::as_fd(&proc), &spec.sysctls)?;
+    let own = open_directory("/proc/thread-self").doing("open /proc/thread-self")?;
+    set_oom_score_adj(rustix::fd::AsFd::as_fd(&own), spec.oom_score_adj)
+        .doing("set the agent's OOM score")?;
+    Ok(PodFacts::new(spec))
+}
+
+fn open_directory(path: &str) -> rustix::io::Result<rustix::fd::OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn check_hostname(hostname: &str) -> Result<(), SandboxError> {
+    // __NEW_UTS_LEN of the kernel.
+    if hostname.len() > 64 || hostname.chars().any(char::is_control) {
+        return Err(SandboxError::Hostname(hostname.chars().take(80).collect()));
+    }
+    Ok(())
+}
+
+/// Sets the OOM score of the process whose directory in procfs is `process`. Values beyond ±1000 are clamped; where the
+/// machine does not let it be lowered, it stays.
+pub(crate) fn set_oom_score_adj(process: BorrowedFd<'_>, value: i32) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(process, "oom_score_adj", flags, Mode::empty())?;
+    match rustix::io::write(&file, value.clamp(-1000, 1000).to_string().as_bytes()) {
+        Ok(_) | Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

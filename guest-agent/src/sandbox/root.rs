@@ -1,0 +1,160 @@
+//! The agent's own mount root.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hull_sys::mount::{
+    self, Attributes, FsMountFlags, FsOpenFlags, MountAttrFlags as Attr, MoveMountFlags, OpenTreeFlags,
+    Propagation, UnmountFlags,
+};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use super::{Doing, SandboxError, layout};
+use crate::protocol::messages;
+
+/// Bytes of the root's tmpfs. Containers can write to the files in it (/etc/hosts), so this bounds what they can fill.
+const ROOT_SIZE: &str = "1m";
+/// Inodes of it: a directory for each of the most layers that overlayfs stacks, and some.
+const ROOT_INODES: &str = "1024";
+/// Bytes of /dev/shm if the request does not say, as in other runtimes.
+const DEFAULT_SHM: u64 = 64 << 20;
+
+const NO_ALL: Attr = Attr::MOUNT_ATTR_NOSUID.union(Attr::MOUNT_ATTR_NODEV).union(Attr::MOUNT_ATTR_NOEXEC);
+
+/// Replaces the mount namespace's whole tree by a new root; the old one is detached and gone for this process.
+pub(super) fn leave_host(
+    spec: &messages::CreateSandbox,
+    shm: Option<BorrowedFd<'_>>,
+) -> Result<(), SandboxError> {
+    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+    mount::set_attributes_at(CWD, c"/", true, &private).doing("make the agent's mounts private")?;
+    let cgroup = host_cgroup(spec)?;
+    let root = new_root()?;
+    rustix::process::fchdir(&root).doing("enter the agent's root")?;
+    fill(spec)?;
+    mount_below(shm, cgroup, spec)?;
+    mount::pivot_root(".", ".").doing("change to the agent's root")?;
+    // The old root lies over the new one now, and both at ".".
+    mount::unmount(".", UnmountFlags::DETACH).doing("leave the host's mounts")?;
+    rustix::process::chdir("/").doing("enter the agent's root")?;
+    Ok(())
+}
+
+/// On v2, a clone of the host's cgroup2 mount: containers in the host's cgroup namespace get it, since a mount of
+/// cgroup2 made in that namespace would reset the hierarchy's options.
+fn host_cgroup(spec: &messages::CreateSandbox) -> Result<Option<OwnedFd>, SandboxError> {
+    let Some(layout) = spec.cgroups.as_ref().filter(|layout| layout.unified_controllers) else {
+        return Ok(None);
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    mount::open_tree(CWD, &layout.unified, flags)
+        .map(Some)
+        .doing(format!("take the cgroup hierarchy at {}", layout.unified))
+}
+
+/// A tmpfs, mounted over /proc: any directory does, and every root that the agent starts in has this one.
+fn new_root() -> Result<OwnedFd, SandboxError> {
+    let attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
+    let options = [("size", ROOT_SIZE), ("nr_inodes", ROOT_INODES), ("mode", "755")];
+    let root = filesystem("tmpfs", &options, attributes)?;
+    attach(root.as_fd(), "/proc")?;
+    Ok(root)
+}
+
+fn filesystem(kind: &str, options: &[(&str, &str)], attributes: Attr) -> Result<OwnedFd, SandboxError> {
+    let make = || {
+        let context = mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in options {
+            mount::fsconfig_set_string(&context, *key, *value)?;
+        }
+        mount::fsconfig_create(&context)?;
+        mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().doing(format!("mount a {kind} for the agent"))
+}
+
+fn attach(tree: BorrowedFd<'_>, path: &str) -> Result<(), SandboxError> {
+    mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing(format!("mount {path} for the agent"))
+}
+
+/// The path relative to the new root, which is the current directory.
+fn relative(path: &str) -> &str {
+    path.trim_start_matches('/')
+}
+
+/// Directories and files. The umask of the caller must not take anything away.
+fn fill(spec: &messages::CreateSandbox) -> Result<(), SandboxError> {
+    let umask = rustix::process::umask(Mode::empty());
+    let result = fill_without_umask(spec);
+    rustix::process::umask(umask);
+    result
+}
+
+fn fill_without_umask(spec: &messages::CreateSandbox) -> Result<(), SandboxError> {
+    let directories = [
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("run", 0o755),
+        (relative(layout::RUN), 0o700),
+        ("run/hull/etc", 0o755),
+        (relative(layout::SHM), 0o755),
+        (relative(layout::EMPTY), 0o555),
+        (relative(layout::CGROUP), 0o755),
+        (relative(layout::LAYERS), 0o700),
+        (relative(layout::WRITABLE), 0o700),
+        (relative(layout::ROOTFS), 0o755),
+    ];
+    for (path, mode) in directories {
+        rustix::fs::mkdir(path, Mode::from_raw_mode(mode)).doing(format!("make /{path} for the agent"))?;
+    }
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(
+        CWD,
+        relative(layout::NULL),
+        FileType::CharacterDevice,
+        Mode::from_raw_mode(0o666),
+        null,
+    )
+    .doing("make the agent's null device")?;
+    let files = [
+        (layout::ETC_HOSTNAME, &spec.etc_hostname),
+        (layout::ETC_HOSTS, &spec.etc_hosts),
+        (layout::ETC_RESOLV_CONF, &spec.etc_resolv_conf),
+    ];
+    for (path, content) in files {
+        if let Some(content) = content {
+            write_file(relative(path), content).doing(format!("write {path} for the containers"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_file(path: &str, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
+    std::fs::File::from(file).write_all(content)
+}
+
+/// What is mounted below the new root, which must be attached by now (a detached tree cannot be mounted on).
+fn mount_below(
+    shm: Option<BorrowedFd<'_>>,
+    cgroup: Option<OwnedFd>,
+    spec: &messages::CreateSandbox,
+) -> Result<(), SandboxError> {
+    // Unmasked: it is what a procfs in a user namespace is checked against, and what sysctls are written to.
+    attach(filesystem("proc", &[], NO_ALL)?.as_fd(), "proc")?;
+    attach(filesystem("sysfs", &[], NO_ALL)?.as_fd(), "sys")?;
+    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+    if let Some(tree) = cgroup {
+        mount::set_attributes(tree.as_fd(), true, &private).doing("make the cgroup mount private")?;
+        attach(tree.as_fd(), relative(layout::CGROUP))?;
+    }
+    if let Some(tree) = shm {
+        mount::set_attributes(tree, true, &private).doing("make the shared memory's mount private")?;
+        return attach(tree, relative(layout::SHM));
+    }
+    let size = if spec.shm_size == 0 { DEFAULT_SHM } else { spec.shm_size };
+    let tmpfs = filesystem("tmpfs", &[("size", &size.to_string()), ("mode", "1777")], NO_ALL)?;
+    attach(tmpfs.as_fd(), relative(layout::SHM))
+}
