@@ -1,0 +1,249 @@
+//! One image's view of its registry: resolve the reference, fetch documents, open blobs, over all configured hosts.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+
+use crate::digest::Digest;
+use crate::reference::Reference;
+
+use super::blob::Blob;
+use super::credentials::Credentials;
+use super::error::RegistryError;
+use super::host::{Ask, Host};
+use super::hosts;
+use super::manifest::{ACCEPT, Descriptor, Document, MAX_INDEX_DEPTH, MAX_MANIFEST, Manifest, candidates};
+use super::platform::Platform;
+use super::text::read_bounded;
+
+/// The header with which a registry names the digest of a manifest.
+const DIGEST_HEADER: &str = "docker-content-digest";
+
+/// A registry for the duration of one pull.
+pub(crate) struct Registry {
+    reference: Reference,
+    hosts: Vec<Arc<Host>>,
+}
+
+/// A fetched manifest or index, its digest verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Bytes,
+}
+
+/// What a reference means for this machine.
+pub(crate) struct Resolved {
+    /// The digest of what the registry serves for the reference itself.
+    pub(crate) digest: Digest,
+    /// Every document on the way, the reference's own first, the manifest last.
+    pub(crate) documents: Vec<Fetched>,
+    /// The image.
+    pub(crate) manifest: Manifest,
+}
+
+impl Registry {
+    /// Reads the registry's configuration and prepares its hosts. Nothing is sent yet.
+    pub(crate) fn new(
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        hosts_dir: &Path,
+        progress_timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        if let Some(credentials) = credentials {
+            credentials.check()?;
+        }
+        let mut hosts = Vec::new();
+        for config in hosts::load(hosts_dir, reference.domain())? {
+            let host =
+                Host::new(config, reference.domain(), reference.path(), credentials, progress_timeout)?;
+            hosts.push(Arc::new(host));
+        }
+        Ok(Self { reference: reference.clone(), hosts })
+    }
+
+    /// The digest that the reference means now, without fetching anything; None when the registry does not say so in a
+    /// header. Also proves that the credentials are good for the repository.
+    pub(crate) async fn digest(&self) -> Result<Option<Digest>, RegistryError> {
+        let (path, by_tag) = self.manifest_path();
+        let ask =
+            Ask { method: Method::HEAD, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let (_, response) = self.ask(&ask, by_tag).await?;
+        Ok(digest_header(response.headers()))
+    }
+
+    /// Fetches what the reference means for this machine: indexes down to one manifest.
+    pub(crate) async fn resolve(&self, platform: &Platform) -> Result<Resolved, RegistryError> {
+        let first = self.fetch_reference().await?;
+        let digest = first.digest.clone();
+        let mut documents = Vec::new();
+        let manifest = self.descend(first, platform, &mut documents).await?;
+        Ok(Resolved { digest, documents, manifest })
+    }
+
+    /// Opens a blob for reading. Connecting happens with the first read.
+    pub(crate) fn blob(&self, descriptor: &Descriptor) -> Blob {
+        let hosts = self.hosts.iter().filter(|host| host.serves()).cloned().collect();
+        let path = format!("{}/blobs/{}", self.reference.path(), descriptor.digest);
+        Blob::new(hosts, path, descriptor.size)
+    }
+
+    /// Fetches a small blob whole, digest verified.
+    pub(crate) async fn small_blob(
+        &self,
+        descriptor: &Descriptor,
+        limit: u64,
+        what: &'static str,
+    ) -> Result<Bytes, RegistryError> {
+        let path = format!("{}/blobs/{}", self.reference.path(), descriptor.digest);
+        let ask = Ask { method: Method::GET, path: &path, accept: None, offset: 0, what };
+        let (host, response) = self.ask(&ask, false).await?;
+        let bytes = read_bounded(response, host.name(), what, limit.min(descriptor.size)).await?;
+        verify(host.name(), what, &bytes, &descriptor.digest)?;
+        Ok(bytes)
+    }
+
+    /// Walks from a document to the manifest for this machine, best candidate first, depth first. Documents that lead
+    /// nowhere are dropped again.
+    async fn descend(
+        &self,
+        first: Fetched,
+        platform: &Platform,
+        documents: &mut Vec<Fetched>,
+    ) -> Result<Manifest, RegistryError> {
+        let mut document = first;
+        // What is left to try at each level that was entered.
+        let mut levels: Vec<std::vec::IntoIter<Descriptor>> = Vec::new();
+        let mut failure = None;
+        loop {
+            match Document::parse(&document.digest, &document.media_type, &document.bytes)? {
+                Document::Manifest(manifest) => {
+                    documents.push(document);
+                    return Ok(manifest);
+                }
+                Document::Index(_) if levels.len() >= MAX_INDEX_DEPTH => {
+                    return Err(RegistryError::Manifest {
+                        what: format!("index {}", document.digest),
+                        reason: format!("indexes nest deeper than {MAX_INDEX_DEPTH}"),
+                    });
+                }
+                Document::Index(entries) => match candidates(&entries, platform) {
+                    Ok(candidates) => {
+                        documents.push(document);
+                        levels.push(candidates.into_iter());
+                    }
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
+                },
+            }
+            let next = loop {
+                let Some(level) = levels.last_mut() else {
+                    let nothing =
+                        || RegistryError::Platform { wanted: platform.to_string(), available: "none".into() };
+                    return Err(failure.unwrap_or_else(nothing));
+                };
+                match level.next() {
+                    Some(next) => break next,
+                    None => {
+                        levels.pop();
+                        documents.pop();
+                    }
+                }
+            };
+            document = self.fetch_manifest(&next.digest).await?;
+        }
+    }
+
+    async fn fetch_reference(&self) -> Result<Fetched, RegistryError> {
+        if let Some(digest) = self.reference.digest() {
+            return self.fetch_manifest(digest).await;
+        }
+        let (path, by_tag) = self.manifest_path();
+        let ask =
+            Ask { method: Method::GET, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let (host, response) = self.ask(&ask, by_tag).await?;
+        let named = digest_header(response.headers());
+        let media_type = media_type(response.headers());
+        let bytes = read_bounded(response, host.name(), "the manifest", MAX_MANIFEST).await?;
+        let digest = match named {
+            Some(named) => {
+                verify(host.name(), "the manifest", &bytes, &named)?;
+                named
+            }
+            None => Digest::sha256(&bytes),
+        };
+        Ok(Fetched { digest, media_type, bytes })
+    }
+
+    async fn fetch_manifest(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
+        let path = format!("{}/manifests/{digest}", self.reference.path());
+        let ask =
+            Ask { method: Method::GET, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let (host, response) = self.ask(&ask, false).await?;
+        let media_type = media_type(response.headers());
+        let bytes = read_bounded(response, host.name(), "the manifest", MAX_MANIFEST).await?;
+        verify(host.name(), "the manifest", &bytes, digest)?;
+        Ok(Fetched { digest: digest.clone(), media_type, bytes })
+    }
+
+    /// The path of the reference's own manifest, and whether it goes by a tag.
+    fn manifest_path(&self) -> (String, bool) {
+        let path = self.reference.path();
+        match (self.reference.digest(), self.reference.tag()) {
+            (None, Some(tag)) => (format!("{path}/manifests/{tag}"), true),
+            (Some(digest), _) => (format!("{path}/manifests/{digest}"), false),
+            (None, None) => (format!("{path}/manifests/latest"), true),
+        }
+    }
+
+    /// Asks the hosts in order until one answers. The last failure stands for all: the registry itself comes last.
+    async fn ask(
+        &self,
+        ask: &Ask<'_>,
+        by_tag: bool,
+    ) -> Result<(&Arc<Host>, reqwest::Response), RegistryError> {
+        let mut failure = None;
+        for host in self.hosts.iter().filter(|host| if by_tag { host.resolves() } else { host.serves() }) {
+            match host.request(ask).await {
+                Ok(response) => return Ok((host, response)),
+                Err(error) => {
+                    if let Some(earlier) = failure.replace(error) {
+                        tracing::warn!(image = %self.reference, error = %earlier, "a mirror failed");
+                    }
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| RegistryError::Configuration {
+            path: self.reference.domain().into(),
+            reason: "no configured host has the capability to answer".to_owned(),
+        }))
+    }
+}
+
+fn digest_header(headers: &HeaderMap) -> Option<Digest> {
+    headers.get(DIGEST_HEADER)?.to_str().ok()?.parse().ok()
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().chars().take(255).collect()
+}
+
+fn verify(host: &str, what: &'static str, bytes: &[u8], expected: &Digest) -> Result<(), RegistryError> {
+    let actual = Digest::of(expected.algorithm(), bytes);
+    if actual != *expected {
+        return Err(RegistryError::Digest {
+            host: host.to_owned(),
+            what,
+            actual,
+            expected: expected.clone(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,414 @@
+//! Requests to one host: authentication, redirects, retries.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Method, Response, StatusCode};
+use tokio::sync::Mutex as AsyncMutex;
+use url::Url;
+
+use super::authorization;
+use super::challenge;
+use super::credentials::Credentials;
+use super::error::RegistryError;
+use super::hosts::{HostConfig, is_loopback};
+use super::text::{error_detail, reasons};
+
+/// Attempts at one request when the host is overloaded or the connection breaks.
+const MAX_ATTEMPTS: u32 = 5;
+/// Attempts when no connection can be made.
+const MAX_CONNECT_ATTEMPTS: u32 = 3;
+/// Wait before the second attempt; doubles each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// Longest wait, also when the host asks for more.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Most redirects of one request.
+const MAX_REDIRECTS: usize = 10;
+/// How long connecting may take where nothing is configured.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of one HTTP/2 stream under way; the protocol's default of 64 KiB is slow over distance.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// Bytes of all streams of one connection under way.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// One host of a registry, for the duration of one pull.
+pub(super) struct Host {
+    config: HostConfig,
+    client: reqwest::Client,
+    /// Host and port, for messages.
+    name: String,
+    headers: HeaderMap,
+    credentials: Option<Credentials>,
+    /// The scope of pulling from the repository.
+    scope: String,
+    /// The registry that a mirror is asked about (`ns`, containerd docs/hosts.md, "Registry Mirrors").
+    namespace: Option<String>,
+    /// The header that worked last.
+    authorization: Mutex<Option<HeaderValue>>,
+    /// Only one request at a time asks for a token.
+    authenticating: AsyncMutex<()>,
+}
+
+/// What to ask for.
+#[derive(Clone)]
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    /// Path below the API's base, without leading slash.
+    pub(super) path: &'a str,
+    pub(super) accept: Option<&'static str>,
+    /// First byte wanted.
+    pub(super) offset: u64,
+    /// What it is, for messages.
+    pub(super) what: &'a str,
+}
+
+/// Why one attempt failed, and whether another may help.
+struct Failure {
+    error: RegistryError,
+    attempts: u32,
+    /// The host's own wish.
+    wait: Option<Duration>,
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        Self { error, attempts: 1, wait: None }
+    }
+}
+
+impl Host {
+    /// Prepares the client. `domain` is the registry of the image, `repository` its path there.
+    pub(super) fn new(
+        config: HostConfig,
+        domain: &str,
+        repository: &str,
+        credentials: Option<&Credentials>,
+        progress_timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        let name = authority(&config.base);
+        let client = client(&config, &name, progress_timeout)?;
+        let mut headers = HeaderMap::new();
+        for (key, value) in &config.headers {
+            let key = HeaderName::from_bytes(key.as_bytes());
+            let value = HeaderValue::from_str(value);
+            let (Ok(key), Ok(mut value)) = (key, value) else {
+                return Err(configuration(
+                    &name,
+                    "a configured header has an invalid name or value".to_owned(),
+                ));
+            };
+            value.set_sensitive(true);
+            headers.append(key, value);
+        }
+        // A client's credentials are for the image's registry. A mirror gets them only when they name the mirror.
+        let credentials = credentials.filter(|credentials| match credentials.are_for(&name) {
+            Some(named) => named || (config.is_server && credentials.are_for(domain) == Some(true)),
+            None => config.is_server,
+        });
+        let is_mirror = !config.is_server && !crate::reference::same_registry(&name, domain);
+        let token = credentials.map(|credentials| credentials.registry_token.as_str()).unwrap_or_default();
+        let authorization =
+            headers.remove(AUTHORIZATION).or_else(|| authorization::with_registry_token(token));
+        Ok(Self {
+            client,
+            headers,
+            credentials: credentials.cloned(),
+            scope: format!("repository:{repository}:pull"),
+            namespace: is_mirror.then(|| domain.to_owned()),
+            authorization: Mutex::new(authorization),
+            authenticating: AsyncMutex::new(()),
+            config,
+            name,
+        })
+    }
+
+    /// Host and port.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether tags may be resolved here.
+    pub(super) fn resolves(&self) -> bool {
+        self.config.resolve
+    }
+
+    /// Whether content may be fetched here.
+    pub(super) fn serves(&self) -> bool {
+        self.config.pull
+    }
+
+    /// Asks until there is an answer of status 2xx, an error that stays, or no attempt left.
+    pub(super) async fn request(&self, ask: &Ask<'_>) -> Result<Response, RegistryError> {
+        let mut attempt = 1;
+        loop {
+            let failure = match self.authenticated(ask).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            if attempt >= failure.attempts {
+                return Err(failure.error);
+            }
+            let wait = failure.wait.unwrap_or(backoff(attempt));
+            tracing::debug!(host = self.name, what = ask.what, error = %failure.error, ?wait, "trying again");
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    /// One attempt, with a second request when the host asks for authentication.
+    async fn authenticated(&self, ask: &Ask<'_>) -> Result<Response, Failure> {
+        let used = self.current_authorization();
+        let response = self.redirected(ask, used.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return self.judge(ask, response).await;
+        }
+        let challenges: Vec<_> = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .take(16)
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(challenge::parse)
+            .collect();
+        let renewed = {
+            let _one = self.authenticating.lock().await;
+            match self.current_authorization() {
+                // Another request got a new one meanwhile.
+                Some(current) if Some(&current) != used.as_ref() => current,
+                _ => {
+                    let secure = self.config.base.scheme() == "https";
+                    let credentials = self.credentials.as_ref();
+                    let answer = authorization::answer(
+                        &self.client,
+                        &self.name,
+                        secure,
+                        &self.scope,
+                        credentials,
+                        &challenges,
+                    );
+                    let answer = answer.await.map_err(|error| self.token_failure(error))?;
+                    *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.clone());
+                    answer
+                }
+            }
+        };
+        let response = self.redirected(ask, Some(&renewed)).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let detail = error_detail(response).await;
+            let reason = match self.credentials {
+                Some(_) => format!("it does not accept the credentials for {}{detail}", ask.what),
+                None => format!("it wants credentials for {}{detail}", ask.what),
+            };
+            return Err(RegistryError::Unauthorized { host: self.name.clone(), reason }.into());
+        }
+        self.judge(ask, response).await
+    }
+
+    /// A token service that is overloaded or away is worth another attempt like the registry itself.
+    fn token_failure(&self, error: RegistryError) -> Failure {
+        let attempts = match &error {
+            RegistryError::Unreachable { .. } => MAX_CONNECT_ATTEMPTS,
+            RegistryError::Status { status, .. } if is_transient(*status) => MAX_ATTEMPTS,
+            _ => 1,
+        };
+        Failure { error, attempts, wait: None }
+    }
+
+    /// Sends the request and follows redirects. What authenticates goes to the host itself only, never to another one.
+    async fn redirected(
+        &self,
+        ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
+        let mut url = self.url(ask.path);
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.client.request(ask.method.clone(), url.clone());
+            if same_origin(&url, &self.config.base) {
+                request = request.headers(self.headers.clone());
+                if let Some(authorization) = authorization {
+                    request = request.header(AUTHORIZATION, authorization.clone());
+                }
+            }
+            if let Some(accept) = ask.accept {
+                request = request.header(ACCEPT, accept);
+            }
+            request = request.header(ACCEPT_ENCODING, "identity");
+            if ask.offset > 0 {
+                request = request.header(RANGE, format!("bytes={}-", ask.offset));
+            }
+            let response = request.send().await.map_err(|error| self.cut(error))?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let target = target.and_then(|target| url.join(target).ok());
+            let target = target.ok_or_else(|| self.protocol("it redirects to an invalid address"))?;
+            match (url.scheme(), target.scheme()) {
+                (_, "https") | ("http", "http") => url = target,
+                _ => {
+                    return Err(self
+                        .protocol("it redirects from https to an address without encryption")
+                        .into());
+                }
+            }
+        }
+        Err(self.protocol("it redirects without end").into())
+    }
+
+    /// Splits answers into good ones and failures.
+    async fn judge(&self, ask: &Ask<'_>, response: Response) -> Result<Response, Failure> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let wait =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(retry_after);
+        let error = RegistryError::Status {
+            host: self.name.clone(),
+            status: status.as_u16(),
+            what: ask.what.to_owned(),
+            detail: error_detail(response).await,
+        };
+        let attempts = if is_transient(status.as_u16()) { MAX_ATTEMPTS } else { 1 };
+        Err(Failure { error, attempts, wait })
+    }
+
+    /// A request that got no answer.
+    fn cut(&self, error: reqwest::Error) -> Failure {
+        let attempts = if error.is_connect() { MAX_CONNECT_ATTEMPTS } else { MAX_ATTEMPTS };
+        Failure { error: self.unreachable(error), attempts, wait: None }
+    }
+
+    /// The error for a broken connection.
+    pub(super) fn unreachable(&self, error: reqwest::Error) -> RegistryError {
+        // Addresses of redirects hold signatures; they do not belong in messages.
+        RegistryError::Unreachable { host: self.name.clone(), reason: reasons(&error.without_url()) }
+    }
+
+    /// The error for an answer that breaks the protocol.
+    pub(super) fn protocol(&self, reason: &str) -> RegistryError {
+        RegistryError::Protocol { host: self.name.clone(), reason: reason.to_owned() }
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.config.base.clone();
+        // Paths are made of repository names, tags and digests, whose grammar has nothing to escape.
+        url.set_path(&format!("{}/{path}", self.config.base.path().trim_end_matches('/')));
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+
+    fn current_authorization(&self) -> Option<HeaderValue> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The wait before attempt `attempt` + 1.
+pub(super) fn backoff(attempt: u32) -> Duration {
+    let wait = FIRST_BACKOFF.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(MAX_BACKOFF);
+    // Spread those who were thrown out together over a quarter of the time.
+    let noise = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
+    wait + wait.mul_f64(f64::from(noise % 1000) / 4000.0)
+}
+
+fn is_transient(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// `Retry-After` in seconds. The date form is rare and then the usual backoff serves.
+fn retry_after(value: &str) -> Option<Duration> {
+    let seconds: u64 = value.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_BACKOFF))
+}
+
+fn same_origin(one: &Url, other: &Url) -> bool {
+    one.scheme() == other.scheme()
+        && one.host_str() == other.host_str()
+        && one.port_or_known_default() == other.port_or_known_default()
+}
+
+/// Host with port where it is not the scheme's own.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+fn client(
+    config: &HostConfig,
+    name: &str,
+    progress_timeout: Duration,
+) -> Result<reqwest::Client, RegistryError> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(config.dial_timeout.unwrap_or(DIAL_TIMEOUT))
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .danger_accept_invalid_certs(config.skip_verify);
+    if !progress_timeout.is_zero() {
+        builder = builder.read_timeout(progress_timeout);
+    }
+    if is_loopback(name) {
+        builder = builder.no_proxy();
+    }
+    if config.base.scheme() == "http" && config.authorities.is_empty() {
+        // Reading the system's authorities takes some 10 ms, and a redirect from here rarely needs them: the ones
+        // built in serve it.
+        builder = builder.tls_built_in_native_certs(false);
+    }
+    for pem in &config.authorities {
+        let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| {
+            configuration(name, format!("a ca file has no certificates: {}", reasons(&error)))
+        })?;
+        if certificates.is_empty() {
+            return Err(configuration(name, "a ca file has no certificates".to_owned()));
+        }
+        builder = certificates.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
+    }
+    if let Some(pem) = &config.identity {
+        let identity = reqwest::Identity::from_pem(pem).map_err(|error| {
+            configuration(name, format!("the client certificate is unusable: {}", reasons(&error)))
+        })?;
+        builder = builder.identity(identity);
+    }
+    builder.build().map_err(|error| configuration(name, reasons(&error)))
+}
+
+fn configuration(host: &str, reason: String) -> RegistryError {
+    RegistryError::Configuration { path: host.into(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_stay_bounded() {
+        assert!(backoff(1) >= FIRST_BACKOFF && backoff(1) < FIRST_BACKOFF * 2);
+        assert!(backoff(3) >= FIRST_BACKOFF * 4);
+        assert!(backoff(1000) <= MAX_BACKOFF * 2);
+        assert_eq!(retry_after("3"), Some(Duration::from_secs(3)));
+        assert_eq!(retry_after("99999999"), Some(MAX_BACKOFF));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), None);
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        assert!(same_origin(&url("https://a/x"), &url("https://a:443/y")));
+        for other in ["http://a/x", "https://a:444/x", "https://b/x", "https://a.b/x"] {
+            assert!(!same_origin(&url("https://a/x"), &url(other)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The client of OCI distribution registries (distribution-spec spec.md, "Pull").
+
+mod authorization;
+mod blob;
+mod challenge;
+mod client;
+mod credentials;
+mod error;
+mod host;
+mod hosts;
+mod manifest;
+mod platform;
+mod text;
+
+pub(crate) use blob::Blob;
+pub(crate) use client::{Registry, Resolved};
+pub use credentials::{Credentials, CredentialsError};
+pub use error::RegistryError;
+pub(crate) use manifest::Descriptor;
+pub(crate) use platform::Platform;

@@ -1,0 +1,199 @@
+//! The files of the store: where they are, how they come and go.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::FlockOperation;
+
+use crate::layer::LayerId;
+
+use super::error::StoreError;
+
+/// Suffix of files that are being written or deleted.
+const TEMPORARY: &str = ".tmp";
+
+/// The directories and files below ROOT.
+pub(super) struct Files {
+    images: PathBuf,
+    layers: PathBuf,
+    /// Held for the life of the store: one daemon per root.
+    _lock: File,
+    /// Temporary names in use by this process; every other one is a leftover.
+    temporaries: Mutex<HashSet<OsString>>,
+    counter: AtomicU64,
+}
+
+/// What a sweep found in the layers' directory.
+pub(super) struct Leftover {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+}
+
+impl Files {
+    /// Makes the directories and takes the lock.
+    pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
+        let images = root.join("images");
+        let layers = root.join("layers");
+        for directory in [root, images.as_path(), layers.as_path()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(failed("create", directory))?;
+        }
+        let path = images.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(root.to_owned())),
+            Err(error) => return Err(failed("lock", &path)(error.into())),
+        }
+        Ok(Self { images, layers, _lock: lock, temporaries: Mutex::default(), counter: AtomicU64::new(0) })
+    }
+
+    /// The directory whose filesystem kubelet watches.
+    pub(super) fn images(&self) -> &Path {
+        &self.images
+    }
+
+    /// The index file.
+    pub(super) fn index(&self) -> PathBuf {
+        self.images.join("index.redb")
+    }
+
+    /// The file of a committed layer.
+    pub(super) fn layer(&self, id: &LayerId) -> PathBuf {
+        self.layers.join(format!("{}.erofs", id.hex()))
+    }
+
+    /// A fresh file for a layer that is being converted.
+    pub(super) fn create_temporary(self: &Arc<Self>, id: &LayerId) -> Result<(Temporary, File), StoreError> {
+        let temporary = self.reserve(id);
+        let file = OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary.path)
+            .map_err(failed("create", &temporary.path))?;
+        Ok((temporary, file))
+    }
+
+    /// Takes a committed layer out of sight: after this it is a temporary file, deleted when the value is dropped.
+    pub(super) fn withdraw(self: &Arc<Self>, id: &LayerId) -> Result<Option<Temporary>, StoreError> {
+        let path = self.layer(id);
+        let temporary = self.reserve(id);
+        match fs::rename(&path, &temporary.path) {
+            Ok(()) => Ok(Some(temporary)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("rename", &path)(error)),
+        }
+    }
+
+    /// Makes all renames in the layers' directory durable.
+    pub(super) fn sync_layers(&self) -> Result<(), StoreError> {
+        File::open(&self.layers)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed("sync", &self.layers))
+    }
+
+    /// Files in the layers' directory that are neither in use as temporaries nor wanted.
+    pub(super) fn leftovers(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Leftover>, StoreError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.layers).map_err(failed("read", &self.layers))? {
+            let entry = entry.map_err(failed("read", &self.layers))?;
+            let name = entry.file_name();
+            let layer = name.to_str().and_then(|name| name.strip_suffix(".erofs"));
+            let in_use = self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
+            if in_use || layer.is_some_and(&wanted) {
+                continue;
+            }
+            let bytes = entry.metadata().map(|metadata| metadata.blocks() * 512).unwrap_or(0);
+            found.push(Leftover { path: entry.path(), bytes });
+        }
+        Ok(found)
+    }
+
+    /// Bytes and inodes that the store's files and directories occupy.
+    pub(super) fn occupied(&self) -> Result<(u64, u64), StoreError> {
+        let (mut bytes, mut inodes) = (0, 0);
+        for directory in [&self.images, &self.layers] {
+            let own = fs::metadata(directory).map_err(failed("read", directory))?;
+            bytes += own.blocks() * 512;
+            inodes += 1;
+            for entry in fs::read_dir(directory).map_err(failed("read", directory))? {
+                // Files come and go while this runs; one that is gone occupies nothing.
+                if let Ok(metadata) = entry.and_then(|entry| entry.metadata()) {
+                    bytes += metadata.blocks() * 512;
+                    inodes += 1;
+                }
+            }
+        }
+        Ok((bytes, inodes))
+    }
+
+    fn reserve(self: &Arc<Self>, id: &LayerId) -> Temporary {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let name = OsString::from(format!("{}.{number}{TEMPORARY}", id.hex()));
+        self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        Temporary { path: self.layers.join(&name), name, files: self.clone(), keep: false }
+    }
+}
+
+/// A file under a temporary name, deleted on drop unless it was kept.
+pub(super) struct Temporary {
+    path: PathBuf,
+    name: OsString,
+    files: Arc<Files>,
+    keep: bool,
+}
+
+impl Temporary {
+    /// Gives the file its final name.
+    pub(super) fn publish(&mut self, id: &LayerId) -> Result<(), StoreError> {
+        let path = self.files.layer(id);
+        fs::rename(&self.path, &path).map_err(failed("rename", &path))?;
+        self.keep = true;
+        Ok(())
+    }
+
+    /// Takes the final name away again: what it was published for did not happen.
+    pub(super) fn unpublish(&mut self, id: &LayerId) {
+        let path = self.files.layer(id);
+        match fs::rename(&path, &self.path) {
+            Ok(()) => self.keep = false,
+            // The next start sweeps it.
+            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot take a layer file back"),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot delete a temporary layer file");
+        }
+        self.files.temporaries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+/// For `map_err`: the store's error for a file.
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::File { action, path, source: Arc::new(source) }
+}

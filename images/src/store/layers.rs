@@ -1,0 +1,205 @@
+//! One layer of a pull: found on the node, shared with another pull, or downloaded and converted.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::layer::{self, BlobExpectation, LayerError, LayerId, Limits};
+use crate::registry::{Blob, Descriptor, Registry, RegistryError};
+
+use super::ImageStore;
+use super::error::StoreError;
+use super::files::{Temporary, failed};
+use super::index::LayerRecord;
+use super::progress::{Board, PullProgress};
+use super::staged::Staged;
+
+/// Chunks between download and conversion. A chunk is what one read of the connection gave, at most some 100 KiB.
+const CHUNKS_AHEAD: usize = 16;
+/// Least time between two progress events of one layer.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often to start over when another pull's attempt at the same layer, which was joined, failed.
+const MAX_JOINS: u32 = 3;
+
+/// The result of a conversion, shared by all pulls that wait for it.
+pub(super) type Outcome = Result<Arc<Staged>, LayerFailure>;
+
+/// Why a layer is not there.
+#[derive(Clone)]
+pub(super) enum LayerFailure {
+    Download(RegistryError),
+    Content(Arc<LayerError>),
+    Store(StoreError),
+    Cancelled,
+}
+
+impl ImageStore {
+    /// Sees to it that the layer is on the node: None if it is committed already, else the staged file. The caller
+    /// holds the layer.
+    pub(super) async fn obtain_layer(
+        self: &Arc<Self>,
+        registry: &Registry,
+        descriptor: &Descriptor,
+        layer: &LayerId,
+        board: &Board,
+    ) -> Result<Option<Arc<Staged>>, LayerFailure> {
+        let mut joins = 0;
+        loop {
+            if self.read().layers.contains_key(layer) {
+                board.tell(PullProgress::LayerExists { layer: descriptor.digest.clone() });
+                return Ok(None);
+            }
+            if let Some(staged) = self.staged.get(layer) {
+                board.tell(PullProgress::LayerDone { layer: descriptor.digest.clone() });
+                return Ok(Some(staged));
+            }
+            let (flight, started) = self.conversions.join(layer, || {
+                let (bytes, progress) = watch::channel(0);
+                let blob = registry.blob(descriptor);
+                (progress, self.clone().convert(blob, descriptor.clone(), layer.clone(), bytes))
+            });
+            let progress = flight.progress().clone();
+            let outcome = tokio::select! {
+                outcome = flight.result() => outcome,
+                never = relay(progress, descriptor, board) => never,
+            };
+            match outcome.unwrap_or(Err(LayerFailure::Cancelled)) {
+                Ok(staged) => {
+                    board.tell(PullProgress::LayerDone { layer: descriptor.digest.clone() });
+                    return Ok(Some(staged));
+                }
+                // The other pull may have used another registry or other credentials: try with our own.
+                Err(_) if !started && joins < MAX_JOINS => joins += 1,
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Downloads and converts at the same time: this task reads the network, a blocking thread does the rest.
+    async fn convert(
+        self: Arc<Self>,
+        mut blob: Blob,
+        descriptor: Descriptor,
+        layer: LayerId,
+        bytes: watch::Sender<u64>,
+    ) -> Outcome {
+        let (temporary, file) = self.files.create_temporary(&layer).map_err(LayerFailure::Store)?;
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let expectation = BlobExpectation {
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            diff_id: layer.clone(),
+            media_type: descriptor.media_type.clone(),
+        };
+        let path = self.files.layer(&layer);
+        let conversion = tokio::task::spawn_blocking(move || {
+            let reader = ChunkReader { chunks, current: Bytes::new(), ended: false };
+            stage(reader, &expectation, file, temporary).map_err(|failure| match failure {
+                Unstaged::Content(error) => LayerFailure::Content(Arc::new(error)),
+                Unstaged::Sync(error) => LayerFailure::Store(failed("sync", &path)(error)),
+            })
+        });
+        let mut received = 0;
+        let download = loop {
+            match blob.chunk().await {
+                Ok(Some(chunk)) => {
+                    received += chunk.len() as u64;
+                    bytes.send_replace(received);
+                    if sender.send(Chunk::Bytes(chunk)).await.is_err() {
+                        // The conversion has ended: with its own error, or content beyond what it wanted.
+                        break Ok(());
+                    }
+                }
+                Ok(None) => {
+                    let _ = sender.send(Chunk::End).await;
+                    break Ok(());
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        drop(sender);
+        let converted = conversion.await.map_err(|_| LayerFailure::Cancelled)?;
+        match (converted, download) {
+            (Ok((record, temporary)), _) => {
+                let staged = Arc::new(Staged::new(layer, record, temporary));
+                self.staged.insert(&staged);
+                Ok(staged)
+            }
+            (Err(LayerFailure::Content(error)), Err(download))
+                if matches!(*error, LayerError::ReadBlob(_)) =>
+            {
+                Err(LayerFailure::Download(download))
+            }
+            (Err(failure), _) => Err(failure),
+        }
+    }
+}
+
+enum Unstaged {
+    Content(LayerError),
+    Sync(io::Error),
+}
+
+/// The blocking half: converts into the file and makes it durable. On failure the file is deleted by dropping it.
+fn stage(
+    reader: ChunkReader,
+    expectation: &BlobExpectation,
+    file: File,
+    temporary: Temporary,
+) -> Result<(LayerRecord, Temporary), Unstaged> {
+    let converted =
+        layer::ingest(reader, expectation, &file, &Limits::default()).map_err(Unstaged::Content)?;
+    file.sync_all().map_err(Unstaged::Sync)?;
+    // Mounts read the file directly into their own cache; its pages here would only be a second copy.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let record = LayerRecord { size: converted.size, entries: converted.entries, content: converted.content };
+    Ok((record, temporary))
+}
+
+/// Tells the board of arriving bytes until it is dropped.
+async fn relay<T>(mut progress: watch::Receiver<u64>, descriptor: &Descriptor, board: &Board) -> T {
+    loop {
+        if progress.changed().await.is_err() {
+            // The download is over; the result comes another way.
+            std::future::pending::<()>().await;
+        }
+        let bytes = *progress.borrow_and_update();
+        board.tell(PullProgress::Downloaded { layer: descriptor.digest.clone(), bytes });
+        tokio::time::sleep_until(Instant::now() + PROGRESS_INTERVAL).await;
+    }
+}
+
+enum Chunk {
+    Bytes(Bytes),
+    /// The blob is complete, as far as the network can tell.
+    End,
+}
+
+/// The network's chunks as a blocking reader. A channel that closes without an end is a failed or cancelled download.
+struct ChunkReader {
+    chunks: mpsc::Receiver<Chunk>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() && !self.ended {
+            match self.chunks.blocking_recv() {
+                Some(Chunk::Bytes(bytes)) => self.current = bytes,
+                Some(Chunk::End) => self.ended = true,
+                None => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download was given up"));
+                }
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}

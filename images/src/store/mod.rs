@@ -1,0 +1,336 @@
+//! The image index, the layer files and pulls into them.
+//!
+//! On disk, below ROOT: `images/index.redb` (what exists), `images/lock`, and `layers/<hex>.erofs`. A layer file is
+//! written under a temporary name, synced, renamed, and exists only once the index says so, in one transaction with the
+//! image that brought it. Queries answer from memory.
+
+mod catalogue;
+mod config;
+mod error;
+mod files;
+mod flights;
+mod holds;
+mod index;
+mod layers;
+mod progress;
+mod pull;
+mod staged;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::image::{Image, ImageConfig};
+use crate::layer::LayerId;
+use crate::mounts::{LayerMounts, LayerSource, MountError};
+use crate::reference::Reference;
+
+use catalogue::Catalogue;
+use files::{Files, Temporary};
+use flights::Flights;
+use holds::Holds;
+use index::{Change, Contents, Index};
+
+pub use config::StoreConfig;
+pub use error::{PullError, PullErrorKind, StoreError};
+pub use holds::LayerHold;
+pub use progress::PullProgress;
+
+/// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`
+/// block for at most a disk sync (changes) or not at all (queries).
+pub struct ImageStore {
+    config: StoreConfig,
+    files: Arc<Files>,
+    index: Index,
+    catalogue: RwLock<Catalogue>,
+    /// Serialises changes of index and layer files.
+    writer: Mutex<()>,
+    holds: Arc<Holds>,
+    mounts: LayerMounts,
+    pulls: Flights<pull::Key, pull::Outcome, Arc<progress::Board>>,
+    conversions: Flights<LayerId, layers::Outcome, watch::Receiver<u64>>,
+    staged: staged::StagedLayers,
+    me: Weak<ImageStore>,
+}
+
+/// What the store occupies, for CRI's ImageFsInfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilesystemUsage {
+    /// Bytes of disk blocks of the index, the layer files and what is being pulled.
+    pub bytes: u64,
+    /// Inodes of the same.
+    pub inodes: u64,
+    /// An existing directory on the filesystem that holds them.
+    pub mountpoint: PathBuf,
+}
+
+/// What a sweep took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Files without a place in the index: unfinished or already removed ones.
+    pub files: u64,
+    /// Bytes that those files occupied.
+    pub bytes: u64,
+    /// Layers that neither an image nor a hold needed.
+    pub layers: Vec<LayerId>,
+    /// Ids of images that were taken out because a layer file is missing or has the wrong size (at open only).
+    pub broken_images: Vec<String>,
+}
+
+impl ImageStore {
+    /// Opens or creates the store. Fails with [`StoreError::InUse`] while another daemon has it open. Files that the
+    /// index does not know are deleted; images whose layer files are damaged in length or gone are taken out. Layers
+    /// that no image uses stay until [`ImageStore::sweep`], so that holds can be taken for existing containers first.
+    pub fn open(config: StoreConfig) -> Result<Arc<Self>, StoreError> {
+        let files = Arc::new(Files::open(&config.root)?);
+        let (index, contents) = Index::open(&files.index())?;
+        let catalogue = load(contents)?;
+        let mounts = LayerMounts::new(&config.state);
+        let store = Arc::new_cyclic(|me| Self {
+            config,
+            files,
+            index,
+            catalogue: RwLock::new(catalogue),
+            writer: Mutex::new(()),
+            holds: Arc::default(),
+            mounts,
+            pulls: Flights::default(),
+            conversions: Flights::default(),
+            staged: staged::StagedLayers::default(),
+            me: me.clone(),
+        });
+        let mut report = SweepReport { broken_images: store.drop_broken()?, ..SweepReport::default() };
+        store.sweep_files(&mut report)?;
+        if report != SweepReport::default() {
+            tracing::info!(?report, "swept the image store");
+        }
+        Ok(store)
+    }
+
+    /// All images, ordered by id.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let catalogue = self.read();
+        Ok(catalogue.images.keys().filter_map(|id| catalogue.image(id)).collect())
+    }
+
+    /// The image that `name` means: a full id (`sha256:…`), its bare hexadecimal part or a unique prefix of it, a tag
+    /// reference or a digest reference in any form a user may write.
+    pub fn find(&self, name: &str) -> Result<Option<Image>, StoreError> {
+        let catalogue = self.read();
+        Ok(catalogue.resolve(name)?.and_then(|id| catalogue.image(&id)))
+    }
+
+    /// The exact bytes of a stored document of an image: its configuration, manifest or index.
+    pub fn document(&self, digest: &str) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.index.blob(digest)?.map(Bytes::from))
+    }
+
+    /// Removes the image that `name` means (as in [`ImageStore::find`]) with all its names, and the layers that nothing
+    /// else needs. Returns the removed names, then the id; nothing when there is no such image.
+    pub fn remove(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let withdrawn;
+        let removed = {
+            let _writer = self.write();
+            let Some(id) = self.read().resolve(name)? else { return Ok(Vec::new()) };
+            let change = self.read().removal(&id);
+            self.index.commit(&change)?;
+            self.apply(&change, BTreeMap::new());
+            withdrawn = self.withdraw_unused()?;
+            let mut removed = change.delete_names;
+            removed.push(id);
+            removed
+        };
+        // Deleting large files takes a while; nobody needs to wait for it.
+        drop(withdrawn);
+        Ok(removed)
+    }
+
+    /// Takes one name away and leaves the image. Returns whether the name existed. `name` must be a reference.
+    pub fn untag(&self, name: &str) -> Result<bool, StoreError> {
+        let Ok(reference) = name.parse::<Reference>() else { return Ok(false) };
+        let _writer = self.write();
+        let name = reference.name();
+        if !self.read().names.contains_key(&name) {
+            return Ok(false);
+        }
+        let change = Change { delete_names: vec![name], ..Change::default() };
+        self.index.commit(&change)?;
+        self.apply(&change, BTreeMap::new());
+        Ok(true)
+    }
+
+    /// What the store occupies on its filesystem.
+    pub fn usage(&self) -> Result<FilesystemUsage, StoreError> {
+        let (bytes, inodes) = self.files.occupied()?;
+        Ok(FilesystemUsage { bytes, inodes, mountpoint: self.files.images().to_owned() })
+    }
+
+    /// Keeps the files of `layers` until the returned value is dropped, even when their images are removed.
+    pub fn hold(&self, layers: &[LayerId]) -> LayerHold {
+        LayerHold::new(layers, self.holds.clone(), self.me.clone())
+    }
+
+    /// Deletes leftovers: files that the index does not know, and layers that neither an image nor a hold needs. Take
+    /// the holds of existing containers first.
+    pub fn sweep(&self) -> Result<SweepReport, StoreError> {
+        let mut report = SweepReport::default();
+        let withdrawn;
+        {
+            let _writer = self.write();
+            let before = self.read().unused_layers(|layer| self.holds.contains(layer));
+            withdrawn = self.withdraw_unused()?;
+            report.layers = before;
+        }
+        drop(withdrawn);
+        self.sweep_files(&mut report)?;
+        Ok(report)
+    }
+
+    /// Detached mounts (`open_tree` clones, read-only) of the layers, in the order given. A layer's first use mounts it;
+    /// after that a clone costs some 15 µs. Blocking: call it in `spawn_blocking`. Hold the layers meanwhile.
+    pub fn layer_trees(&self, layers: &[LayerId]) -> Result<Vec<OwnedFd>, MountError> {
+        let sources = {
+            let catalogue = self.read();
+            let source = |layer: &LayerId| match catalogue.layers.contains_key(layer) {
+                true => Ok(LayerSource { layer: layer.clone(), path: self.files.layer(layer) }),
+                false => Err(MountError::Unknown(layer.clone())),
+            };
+            layers.iter().map(source).collect::<Result<Vec<_>, _>>()?
+        };
+        self.mounts.trees(sources)
+    }
+
+    /// Unmounts all layers and removes their namespace, so that the machine is as it was. For a daemon that ends and
+    /// leaves no pod behind; pods that still run keep their own clones. Later calls of `layer_trees` set it up again.
+    pub fn release_mounts(&self) -> Result<(), MountError> {
+        self.mounts.release()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Catalogue> {
+        self.catalogue.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows a committed change in memory. The writer lock is held by the caller.
+    fn apply(&self, change: &Change, configs: BTreeMap<String, ImageConfig>) {
+        self.catalogue.write().unwrap_or_else(PoisonError::into_inner).apply(change, configs);
+    }
+
+    /// Takes unused layers out of the index, the mounts and the directory. The files go when the result is dropped,
+    /// which the caller does after it has let the writer lock go.
+    fn withdraw_unused(&self) -> Result<Vec<Temporary>, StoreError> {
+        let unused = self.read().unused_layers(|layer| self.holds.contains(layer));
+        if unused.is_empty() {
+            return Ok(Vec::new());
+        }
+        let change = Change { delete_layers: unused, ..Change::default() };
+        self.index.commit(&change)?;
+        self.apply(&change, BTreeMap::new());
+        self.mounts.unmount(&change.delete_layers);
+        let mut withdrawn = Vec::new();
+        for layer in &change.delete_layers {
+            withdrawn.extend(self.files.withdraw(layer)?);
+        }
+        Ok(withdrawn)
+    }
+
+    /// Called when the last hold of these layers went.
+    fn reclaim_in_background(self: &Arc<Self>, layers: &[LayerId]) {
+        let reclaimable = {
+            let catalogue = self.read();
+            layers.iter().any(|layer| catalogue.layers.contains_key(layer) && !catalogue.is_used(layer))
+        };
+        if !reclaimable {
+            return;
+        }
+        let store = self.clone();
+        let reclaim = move || {
+            let withdrawn = {
+                let _writer = store.write();
+                store.withdraw_unused()
+            };
+            if let Err(error) = withdrawn {
+                tracing::warn!(%error, "cannot delete unused layers, the next sweep will");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("layer-reclaim".into()).spawn(reclaim) {
+            tracing::warn!(%error, "cannot start deleting unused layers, the next sweep will");
+        }
+    }
+
+    /// Takes out images with layer files that are gone or have the wrong size: a power cut can tear what was never
+    /// synced, and people delete files.
+    fn drop_broken(&self) -> Result<Vec<String>, StoreError> {
+        let _writer = self.write();
+        let mut change = Change::default();
+        {
+            let catalogue = self.read();
+            for (layer, record) in &catalogue.layers {
+                let size = fs::metadata(self.files.layer(layer)).map(|metadata| metadata.len()).ok();
+                if size != Some(record.size) {
+                    tracing::warn!(%layer, expected = record.size, ?size, "layer file is damaged or missing");
+                    change.delete_layers.push(layer.clone());
+                }
+            }
+            for (id, entry) in &catalogue.images {
+                let known =
+                    |layer| catalogue.layers.contains_key(layer) && !change.delete_layers.contains(layer);
+                if !entry.record.layers.iter().all(known) {
+                    change.delete_images.push(id.clone());
+                }
+            }
+            for id in &change.delete_images {
+                let removal = catalogue.removal(id);
+                change.delete_names.extend(removal.delete_names);
+                change.delete_blobs.push(id.clone());
+            }
+        }
+        if !change.delete_layers.is_empty() || !change.delete_images.is_empty() {
+            self.index.commit(&change)?;
+            self.apply(&change, BTreeMap::new());
+        }
+        Ok(change.delete_images)
+    }
+
+    /// Deletes files of the layers' directory that the index does not know.
+    fn sweep_files(&self, report: &mut SweepReport) -> Result<(), StoreError> {
+        // Between a layer's rename and its commit the writer lock is held, so such a file is never seen here.
+        let _writer = self.write();
+        let known: std::collections::HashSet<String> =
+            self.read().layers.keys().map(|layer| layer.hex().to_owned()).collect();
+        for leftover in self.files.leftovers(|hex| known.contains(hex))? {
+            fs::remove_file(&leftover.path).map_err(files::failed("delete", &leftover.path))?;
+            report.files += 1;
+            report.bytes += leftover.bytes;
+        }
+        Ok(())
+    }
+}
+
+/// Builds the catalogue from what the index says.
+fn load(contents: Contents) -> Result<Catalogue, StoreError> {
+    let mut catalogue = Catalogue::default();
+    let mut configs = BTreeMap::new();
+    let mut change = Change { put_names: contents.names, put_layers: contents.layers, ..Change::default() };
+    for (id, record, raw) in contents.images {
+        match ImageConfig::parse(Bytes::from(raw)) {
+            Ok(config) => {
+                configs.insert(id.clone(), config);
+                change.put_images.push((id, record));
+            }
+            // Rules may become stricter between versions; such an image is as good as not pulled.
+            Err(error) => tracing::warn!(image = %id, %error, "ignoring a stored image"),
+        }
+    }
+    change.put_names.retain(|(_, id)| configs.contains_key(id));
+    catalogue.apply(&change, configs);
+    Ok(catalogue)
+}
