@@ -6,11 +6,13 @@
 
 /// Cgroups v1 (hybrid included) and v2: create, limit, enter, kill, ask, remove.
 pub mod cgroup;
-/// From a request to a running process: plan, launch, exec, reaper.
+/// From a request to a running process: plan, then launch.
 pub mod container;
 /// The messages between hulld and the agent, and their framing.
 pub mod protocol;
-/// The pod as a place: namespaces and a mount root of the agent's own.
+/// The pod as a place: namespaces and a root of the agent's own.
 pub mod sandbox;
+/// The agent's life: birth, event loop, requests, end.
+pub mod server;
 /// What containers write: CRI log lines, log files, terminals.
 pub mod stdio;

@@ -45,13 +45,21 @@ pub fn write(dir: BorrowedFd<'_>, record: &ExitRecord) -> io::Result<()> {
 /// Reads the record of this container; `None` if there is none. `InvalidData` if the file is torn or another's.
 pub fn read(dir: BorrowedFd<'_>, container_id: &str) -> io::Result<Option<ExitRecord>> {
     let name = checked_name(container_id)?;
-    let record = match rustix::fs::openat(dir, &name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-    {
+    let record = match rustix::fs::openat(
+        dir,
+        &name,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    ) {
         Ok(file) => read_file(&file)?,
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if record.container_id == container_id { Ok(Some(record)) } else { Err(invalid("names another container")) }
+    if record.container_id == container_id {
+        Ok(Some(record))
+    } else {
+        Err(invalid("names another container"))
+    }
 }
 
 /// All good records in the directory, in no order; torn ones are left out.
@@ -59,10 +67,13 @@ pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<ExitRecord>> {
     let mut records = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
-        let Some(id) = entry.file_name().to_str().ok().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let Some(id) = entry.file_name().to_str().ok().and_then(|name| name.strip_prefix(PREFIX)) else {
+            continue;
+        };
         match read(dir, id) {
             Ok(record) => records.extend(record),
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {}
             Err(error) => return Err(error),
         }
     }
@@ -123,7 +134,13 @@ mod tests {
     use std::os::fd::AsFd;
 
     fn record(id: &str) -> ExitRecord {
-        ExitRecord { container_id: id.into(), exit_code: 137, finished_at: 2, started_at: 1, oom_killed: true }
+        ExitRecord {
+            container_id: id.into(),
+            exit_code: 137,
+            finished_at: 2,
+            started_at: 1,
+            oom_killed: true,
+        }
     }
 
     #[test]
@@ -174,7 +191,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fd = File::open(dir.path()).unwrap();
         for id in ["", "../a", "a/b", ".hidden", "a\nb", &"x".repeat(129)] {
-            assert_eq!(write(fd.as_fd(), &record(id)).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{id}");
+            assert_eq!(
+                write(fd.as_fd(), &record(id)).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{id}"
+            );
         }
     }
 

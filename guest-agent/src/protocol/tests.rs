@@ -65,7 +65,8 @@ fn each_frame_gets_the_descriptors_that_its_slots_name() {
     wire.extend(encode(&request(2, 0)).unwrap());
     wire.extend(encode(&request(3, 1)).unwrap());
     reader.push(&wire, vec![null(), null(), null()]);
-    let counts: Vec<usize> = std::iter::from_fn(|| reader.next().unwrap()).map(|frame| frame.fds.len()).collect();
+    let counts: Vec<usize> =
+        std::iter::from_fn(|| reader.next().unwrap()).map(|frame| frame.fds.len()).collect();
     assert_eq!(counts, [2, 0, 1]);
 }
 
@@ -82,7 +83,10 @@ fn missing_and_stray_descriptors_are_errors() {
     let mut reader = FrameReader::new();
     let far = Message {
         id: 1,
-        body: Some(Body::Request(Request { slots: vec![slot(u32::MAX)], call: Some(Call::StopSandbox(StopSandbox {})) })),
+        body: Some(Body::Request(Request {
+            slots: vec![slot(u32::MAX)],
+            call: Some(Call::StopSandbox(StopSandbox {})),
+        })),
     };
     reader.push(&encode(&far).unwrap(), vec![null()]);
     assert!(matches!(reader.next(), Err(FrameError::MissingDescriptors { .. })));

@@ -87,7 +87,12 @@ impl Lines {
     }
 
     /// Emits full parts until what was begun and the rest of `content` fit one entry; returns that rest.
-    fn split_off_parts<'a>(&mut self, mut content: &'a [u8], time: &[u8], out: &mut impl Entries) -> &'a [u8] {
+    fn split_off_parts<'a>(
+        &mut self,
+        mut content: &'a [u8],
+        time: &[u8],
+        out: &mut impl Entries,
+    ) -> &'a [u8] {
         while self.begun.len() + content.len() > MAX_LINE {
             let (part, rest) = content.split_at(MAX_LINE - self.begun.len());
             self.emit(time, b"P ", part, out);
@@ -151,11 +156,10 @@ mod tests {
 
     #[test]
     fn a_line_in_pieces_is_one_entry_and_an_empty_one_counts() {
-        assert_eq!(entries(&log(&[b"he", b"ll", b"o\n\nx\n"])), [
-            (b'F', b"hello".to_vec()),
-            (b'F', Vec::new()),
-            (b'F', b"x".to_vec())
-        ]);
+        assert_eq!(
+            entries(&log(&[b"he", b"ll", b"o\n\nx\n"])),
+            [(b'F', b"hello".to_vec()), (b'F', Vec::new()), (b'F', b"x".to_vec())]
+        );
     }
 
     #[test]

@@ -1,0 +1,208 @@
+//! Control connections: hulld's requests come in, responses and events go out.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::EventFlags;
+use rustix::net::SocketFlags;
+
+use super::Server;
+use super::poll::{Poll, Source};
+use super::report;
+use crate::protocol::messages::{Event, Message, Response, message::Body, response::Outcome};
+use crate::protocol::{Frame, FrameReader, FrameWriter};
+
+/// Most connections at a time; the oldest gives way.
+const MAX_CONNECTIONS: usize = 16;
+/// Most receives for one wake-up, so that a talkative peer leaves time for the rest.
+const RECEIVES: usize = 64;
+
+/// One control connection.
+#[derive(Debug)]
+struct Connection {
+    serial: u32,
+    socket: OwnedFd,
+    reader: FrameReader,
+    writer: FrameWriter,
+    armed: bool,
+    /// The event loop waits for it to become writable.
+    waits_to_write: bool,
+    closed: bool,
+}
+
+impl Connection {
+    /// Sends what waits, as far as the socket takes it.
+    fn flush(&mut self, poll: &Poll) {
+        let Ok(all) = self.writer.write_to(self.socket.as_fd()) else {
+            self.closed = true;
+            return;
+        };
+        if all == self.waits_to_write && self.armed {
+            let interest = if all { EventFlags::IN } else { EventFlags::IN | EventFlags::OUT };
+            self.waits_to_write = !all;
+            self.closed |= poll.change(&self.socket, Source::Connection(self.serial), interest).is_err();
+        }
+    }
+
+    fn send(&mut self, message: &Message, poll: &Poll) {
+        match self.writer.push(message, Vec::new()) {
+            Ok(()) => self.flush(poll),
+            Err(error) => {
+                report::line(format_args!("a control connection is closed: {error}"));
+                self.closed = true;
+            }
+        }
+    }
+}
+
+/// All control connections, the newest last.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: Vec<Connection>,
+    next_serial: u32,
+}
+
+impl Connections {
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Takes over a non-blocking socket and what was received from it already.
+    pub(super) fn add(&mut self, socket: OwnedFd, reader: FrameReader) -> u32 {
+        if self.open.len() >= MAX_CONNECTIONS {
+            self.open.remove(0);
+        }
+        self.next_serial = self.next_serial.wrapping_add(1);
+        let serial = self.next_serial;
+        self.open.push(Connection {
+            serial,
+            socket,
+            reader,
+            writer: FrameWriter::new(),
+            armed: false,
+            waits_to_write: false,
+            closed: false,
+        });
+        serial
+    }
+
+    /// Takes one waiting connection from the listener, if there is one.
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>) -> bool {
+        match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => {
+                self.add(socket, FrameReader::new());
+                true
+            }
+            // Given up again by the peer, or out of descriptors: the next event tries anew.
+            Err(_) => false,
+        }
+    }
+
+    /// Lets the event loop watch connections that it does not watch yet.
+    pub(super) fn arm(&mut self, poll: &Poll) {
+        for connection in self.open.iter_mut().filter(|connection| !connection.armed) {
+            connection.closed |= poll.add(&connection.socket, Source::Connection(connection.serial)).is_err();
+            connection.armed = true;
+            connection.flush(poll);
+        }
+    }
+
+    /// Forgets connections that have ended.
+    pub(super) fn sweep(&mut self) {
+        self.open.retain(|connection| !connection.closed);
+    }
+
+    fn get(&mut self, serial: u32) -> Option<&mut Connection> {
+        self.open.iter_mut().find(|connection| connection.serial == serial && !connection.closed)
+    }
+
+    /// Answers a request; if its connection has gone, nobody waits for the answer.
+    pub(super) fn respond(&mut self, serial: u32, id: u64, outcome: Outcome, poll: &Poll) {
+        if let Some(connection) = self.get(serial) {
+            let body = Some(Body::Response(Response { outcome: Some(outcome) }));
+            connection.send(&Message { id, body }, poll);
+        }
+    }
+
+    /// Sends an event to the newest connection.
+    pub(super) fn send_event(&mut self, event: Event, poll: &Poll) {
+        if let Some(newest) = self.open.iter_mut().rev().find(|connection| !connection.closed) {
+            newest.send(&Message { id: 0, body: Some(Body::Event(event)) }, poll);
+        }
+    }
+
+    /// Makes the sockets blocking and sends what waits: the agent's last act.
+    pub(super) fn finish(&mut self) {
+        for connection in &mut self.open {
+            let limit = Some(std::time::Duration::from_secs(1));
+            // A peer that does not read must not keep the agent alive for more than a second.
+            let _ = rustix::net::sockopt::set_socket_timeout(
+                &connection.socket,
+                rustix::net::sockopt::Timeout::Send,
+                limit,
+            );
+            let _ = rustix::io::ioctl_fionbio(&connection.socket, false);
+            let _ = connection.writer.write_to(connection.socket.as_fd());
+        }
+    }
+}
+
+impl Server {
+    /// Reads and answers what came on a connection, and sends what waits.
+    pub(super) fn connection_ready(&mut self, serial: u32) {
+        let Some(connection) = self.connections.get(serial) else { return };
+        if connection.waits_to_write {
+            connection.flush(&self.poll);
+        }
+        for _ in 0..RECEIVES {
+            let Some(connection) = self.connections.get(serial) else { return };
+            match connection.reader.receive_from(connection.socket.as_fd()) {
+                Ok(0) => connection.closed = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => connection.closed = true,
+            }
+            if !self.answer_frames(serial) {
+                // Between frames: most often there is nothing more, and the event loop would tell.
+                return;
+            }
+        }
+    }
+
+    /// Requests that came together with CreateSandbox.
+    pub(super) fn pending_requests(&mut self) {
+        let serials: Vec<u32> = self.connections.open.iter().map(|connection| connection.serial).collect();
+        for serial in serials {
+            self.answer_frames(serial);
+        }
+    }
+
+    /// Answers every complete frame. True if the connection is in the middle of one.
+    fn answer_frames(&mut self, serial: u32) -> bool {
+        loop {
+            let Some(connection) = self.connections.get(serial) else { return false };
+            match connection.reader.next() {
+                Ok(Some(frame)) => self.answer(serial, frame),
+                Ok(None) => return connection.reader.is_within_frame(),
+                Err(error) => {
+                    report::line(format_args!("a control connection is closed: {error}"));
+                    connection.closed = true;
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, serial: u32, frame: Frame) {
+        let Some(Body::Request(request)) = frame.message.body else {
+            report::line(format_args!(
+                "a control connection is closed: it sent something that is no request"
+            ));
+            if let Some(connection) = self.connections.get(serial) {
+                connection.closed = true;
+            }
+            return;
+        };
+        self.call(serial, frame.message.id, request, &frame.fds);
+    }
+}

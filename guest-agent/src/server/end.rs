@@ -1,0 +1,125 @@
+//! Children that end: containers, execs, the reaper, and orphans of the pod.
+
+use std::time::{Duration, Instant};
+
+use hull_sys::process::{self, Ended};
+
+use super::Server;
+use super::container::Phase;
+use super::report;
+use crate::protocol::exit_record;
+use crate::protocol::messages::{Event, ExitRecord, event};
+use crate::stdio::now;
+
+use std::os::fd::AsFd;
+
+/// How long the report of an end waits for output that somebody else can still write.
+const LINGER: Duration = Duration::from_millis(250);
+
+impl Server {
+    /// Takes the status of every child that has ended.
+    pub(super) fn children_ended(&mut self) {
+        loop {
+            match process::peek_ended_child() {
+                Ok(Some(pid)) => {
+                    if !self.child_ended(pid) {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    return report::line(format_args!("cannot ask which children have ended: {error}"));
+                }
+            }
+        }
+    }
+
+    /// False if the status could not be taken, so that asking again would bring the same child.
+    fn child_ended(&mut self, pid: i32) -> bool {
+        if let Some(index) = self.containers.iter().position(|one| one.pid == pid && one.running().is_some())
+        {
+            let ended = self.containers[index]
+                .running()
+                .and_then(|(pidfd, _)| process::try_wait(pidfd).ok().flatten());
+            return ended.map(|ended| self.container_ended(index, ended)).is_some();
+        }
+        if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid) {
+            let ended = process::try_wait(self.execs[index].pidfd.as_fd()).ok().flatten();
+            return ended.map(|ended| self.exec_ended(index, ended)).is_some();
+        }
+        if self.pod.reaper.as_ref().is_some_and(|reaper| reaper.pid == pid) {
+            self.pod.reaper = None;
+            if self.stopping.is_none() {
+                report::line(format_args!("PID 1 of the pod's shared PID namespace has ended"));
+            }
+        }
+        // An orphan that the kernel gave to this subreaper.
+        matches!(process::try_wait_pid(pid), Ok(Some(_)))
+    }
+
+    /// The first process of a container has ended; the report follows when its output is in the log.
+    fn container_ended(&mut self, index: usize, ended: Ended) {
+        let buffers = self.buffers.get_or_insert_default();
+        self.buffers_used = Instant::now();
+        let container = &mut self.containers[index];
+        if !container.own_pid_namespace {
+            // The others of its processes would live on and hold its mounts, its output and its cgroup.
+            if let Err(error) = container.leaf.kill() {
+                report::line(format_args!("cannot kill what is left of container {}: {error}", container.id));
+            }
+        }
+        let all = container.drain(buffers);
+        container.phase = Phase::Ending { ended, finished_at: now(), deadline: Instant::now() + LINGER };
+        if all {
+            self.report_end(index);
+        }
+    }
+
+    /// Both outputs of a container have come to their end.
+    pub(super) fn output_ended(&mut self, serial: u32) {
+        let index = self.containers.iter().position(|container| container.serial == serial);
+        if let Some(index) =
+            index.filter(|index| matches!(self.containers[*index].phase, Phase::Ending { .. }))
+        {
+            self.report_end(index);
+        }
+    }
+
+    /// Reports ends whose output somebody else still holds open. Logging goes on afterwards.
+    pub(super) fn report_overdue_ends(&mut self, now: Instant) {
+        for index in 0..self.containers.len() {
+            if matches!(self.containers[index].phase, Phase::Ending { deadline, .. } if deadline <= now) {
+                let buffers = self.buffers.get_or_insert_default();
+                self.buffers_used = now;
+                self.containers[index].drain(buffers);
+                self.containers[index].flush(buffers);
+                self.report_end(index);
+            }
+        }
+    }
+
+    /// Writes the exit record, then tells of it.
+    fn report_end(&mut self, index: usize) {
+        let container = &mut self.containers[index];
+        let Phase::Ending { ended, finished_at, .. } = container.phase else { return };
+        let oom_kills = container.leaf.oom_kills().unwrap_or(0);
+        let record = ExitRecord {
+            container_id: container.id.clone(),
+            exit_code: ended.exit_code(),
+            finished_at,
+            started_at: container.started_at,
+            oom_killed: oom_kills > 0,
+        };
+        if let Err(error) = exit_record::write(self.pod.state_directory.as_fd(), &record) {
+            report::line(format_args!("cannot write the exit record of container {}: {error}", container.id));
+        }
+        if container.log.dropped() > 0 {
+            let (dropped, id) = (container.log.dropped(), &container.id);
+            report::line(format_args!("{dropped} bytes of the log of container {id} could not be written"));
+        }
+        container.oom = None;
+        container.close_stdin();
+        container.phase = Phase::Ended(record.clone());
+        self.send_event(Event { event: Some(event::Event::Exited(record)) });
+    }
+}

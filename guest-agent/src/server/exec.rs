@@ -1,0 +1,169 @@
+//! Exec: another process in a running container. The answer comes when it has ended.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use hull_sys::process::{self, Ended};
+use rustix::event::epoll::EventFlags;
+
+use super::Server;
+use super::failure::CallError;
+use super::poll::{Poll, Source};
+use crate::container::{ChildStdio, RunningContainer, Slots, exec};
+use crate::protocol::messages::{Exec, ExecEnded, response::Outcome};
+use crate::stdio::TerminalRelay;
+
+/// Most execs at a time in a pod.
+const MAX_EXECS: usize = 1024;
+
+/// A process that somebody waits for.
+pub(super) struct ExecProcess {
+    serial: u32,
+    /// Who waits: connection and number of the request.
+    connection: u32,
+    request: u64,
+    container: u32,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    kill_at: Option<Instant>,
+    timed_out: bool,
+    relay: Option<TerminalRelay>,
+}
+
+impl ExecProcess {
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.kill_at
+    }
+}
+
+impl Server {
+    /// Starts the process; the answer comes from [`Self::exec_ended`].
+    pub(super) fn start_exec(
+        &mut self,
+        connection: u32,
+        request: u64,
+        call: &Exec,
+        slots: &Slots<'_>,
+    ) -> Result<(), CallError> {
+        let context = || format!("cannot run a process in container {}", call.container_id);
+        if self.execs.len() >= MAX_EXECS {
+            return Err(
+                CallError::precondition(format!("{MAX_EXECS} processes run already")).during(context())
+            );
+        }
+        let container = self.container(&call.container_id).map_err(|error| error.during(context()))?;
+        let (pidfd, own) =
+            container.running().ok_or_else(|| CallError::not_running(&container.id).during(context()))?;
+        let wanted = call
+            .process
+            .as_ref()
+            .ok_or_else(|| CallError::invalid("there is no process").during(context()))?;
+        let end = |slot: Option<u32>, what| slot.map(|slot| own_end(slots, slot, what)).transpose();
+        let stdio = ChildStdio {
+            stdin: end(call.stdin, "stdin")?,
+            stdout: end(call.stdout, "stdout")?,
+            stderr: end(call.stderr, "stderr")?,
+        };
+        let running = RunningContainer {
+            pidfd,
+            cgroup: &container.leaf,
+            process: own,
+            private_cgroup_namespace: container.private_cgroup_namespace,
+        };
+        let serial_of_container = container.serial;
+        // With a terminal the process gets that, and the caller's ends are fed through the agent.
+        let (given, ends) =
+            if wanted.terminal { (ChildStdio::default(), stdio) } else { (stdio, ChildStdio::default()) };
+        let launched =
+            exec(&running, wanted, call.inherit, given).map_err(|e| CallError::from(e).during(context()))?;
+        let serial = self.take_serial();
+        let relay =
+            launched.terminal.and_then(|terminal| TerminalRelay::new(terminal, ends.stdin, ends.stdout).ok());
+        let timeout = Some(call.timeout_ms).filter(|timeout| *timeout > 0).map(Duration::from_millis);
+        self.execs.push(ExecProcess {
+            serial,
+            connection,
+            request,
+            container: serial_of_container,
+            pid: launched.pid,
+            pidfd: launched.pidfd,
+            kill_at: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            timed_out: false,
+            relay,
+        });
+        self.exec_terminal_ready(serial);
+        Ok(())
+    }
+
+    /// Passes on what a terminal shows and what its user typed.
+    pub(super) fn exec_terminal_ready(&mut self, serial: u32) {
+        let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) else { return };
+        if let Some(relay) = &mut exec.relay {
+            step(relay, &self.poll, Source::Exec(serial));
+        }
+    }
+
+    /// Kills what has run longer than it was given.
+    pub(super) fn kill_overdue_execs(&mut self, now: Instant) {
+        for exec in self.execs.iter_mut().filter(|exec| exec.kill_at.is_some_and(|when| when <= now)) {
+            exec.kill_at = None;
+            exec.timed_out = true;
+            // Its children too, as far as they stayed in its group: they may hold the caller's pipes open. Neither can
+            // hit another process: the child was not waited for yet.
+            let _ = process::kill_group_of(exec.pid);
+            let _ = process::pidfd_send_signal(exec.pidfd.as_fd(), super::SIGKILL);
+        }
+    }
+
+    /// An exec's process has ended: answers.
+    pub(super) fn exec_ended(&mut self, index: usize, ended: Ended) {
+        let mut exec = self.execs.swap_remove(index);
+        if let Some(relay) = &mut exec.relay {
+            relay.drain();
+        }
+        let answer = ExecEnded { exit_code: ended.exit_code(), timed_out: exec.timed_out };
+        // The caller's ends are closed before it hears of the end.
+        let (connection, request) = (exec.connection, exec.request);
+        drop(exec);
+        self.connections.respond(connection, request, Outcome::ExecEnded(answer), &self.poll);
+    }
+
+    /// The terminal of the exec that this request of this container started.
+    pub(super) fn exec_terminal(
+        &self,
+        container: u32,
+        connection: u32,
+        request: u64,
+    ) -> Option<&TerminalRelay> {
+        let exec = self.execs.iter().find(|exec| {
+            exec.container == container && exec.connection == connection && exec.request == request
+        })?;
+        exec.relay.as_ref()
+    }
+}
+
+fn own_end(slots: &Slots<'_>, slot: u32, what: &str) -> Result<OwnedFd, CallError> {
+    let fd = slots.get(slot).ok_or_else(|| CallError::no_slot(what, slot))?;
+    fd.try_clone_to_owned()
+        .map_err(|error| CallError::system(format_args!("cannot keep the process's {what}"), error))
+}
+
+/// Moves bytes and asks to be woken, once, for what can happen next. Descriptors that nothing is expected of stay
+/// disarmed, so that a hang-up on one of them does not wake the loop over and over.
+fn step(relay: &mut TerminalRelay, poll: &Poll, source: Source) {
+    let interest = relay.step();
+    let mut terminal = EventFlags::empty();
+    terminal.set(EventFlags::IN, interest.terminal_read);
+    terminal.set(EventFlags::OUT, interest.terminal_write);
+    let input = if interest.input_read { EventFlags::IN } else { EventFlags::empty() };
+    let output = if interest.output_write { EventFlags::OUT } else { EventFlags::empty() };
+    let ends = [(Some(relay.terminal()), terminal), (relay.input(), input), (relay.output(), output)];
+    for (fd, flags) in ends {
+        let Some(fd) = fd.filter(|_| !flags.is_empty()) else { continue };
+        let flags = flags | EventFlags::ONESHOT;
+        if poll.change(&fd, source, flags).is_err() {
+            // Not in the set yet. A regular file cannot be, and need not: it is always ready.
+            let _ = poll.add_for(&fd, source, flags);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! StartContainer: from the request to a running first process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::Server;
+use super::container::{Container, OomState, Phase};
+use super::failure::CallError;
+use super::poll::Source;
+use super::report;
+use crate::cgroup::{Leaf, default_device_rules};
+use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots, launch};
+use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, StartContainer};
+use crate::stdio::{LogFile, OutputStream, Stream, now};
+
+/// The agent's ends of a container's standard streams.
+#[derive(Default)]
+struct AgentStdio {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Server {
+    /// Starts a container. Its output is watched only by [`Self::watch_started`], after the answer has been sent.
+    pub(super) fn start_container(
+        &mut self,
+        spec: &StartContainer,
+        slots: &Slots<'_>,
+    ) -> Result<ContainerStarted, CallError> {
+        self.check_new_id(&spec.id)?;
+        let context = || format!("cannot start container {}", spec.id);
+        let log = match spec.log {
+            Some(slot) => {
+                let file = slots.get(slot).ok_or_else(|| CallError::no_slot("the log file", slot))?;
+                Some(
+                    file.try_clone_to_owned()
+                        .map_err(|error| CallError::system("cannot keep the log file", error))?,
+                )
+            }
+            None => None,
+        };
+        let plan = ContainerPlan::new(spec, &self.pod.facts)
+            .map_err(|error| CallError::invalid(error.to_string()).during(context()))?;
+        let leaf = self
+            .pod
+            .cgroup
+            .leaf(&spec.cgroup_leaf)
+            .map_err(|error| CallError::from(error).during(context()))?;
+        let launched = self.prepare_and_launch(spec, &plan, slots, &leaf);
+        let (launched, stdio) = match launched {
+            Ok(launched) => launched,
+            Err(error) => {
+                // Nothing of a failed start may stay; the error tells of the start, not of this.
+                let _ = leaf.kill();
+                let _ = leaf.remove();
+                return Err(error.during(context()));
+            }
+        };
+        let process = Box::new(plan.process_of(&launched));
+        let started = ContainerStarted {
+            pid: launched.pid,
+            uid: launched.uid,
+            gid: launched.gid,
+            groups: launched.groups,
+            started_at: now(),
+        };
+        let serial = self.take_serial();
+        let is_terminal = launched.terminal.is_some();
+        // The terminal shows both; CRI logs it as stdout.
+        let stdout = launched.terminal.or(stdio.stdout);
+        let stream = |fd: Option<OwnedFd>, stream| fd.and_then(|fd| OutputStream::new(fd, stream).ok());
+        self.containers.push(Container {
+            serial,
+            id: spec.id.clone(),
+            leaf,
+            own_pid_namespace: spec.pid_mode() == PidMode::PidContainer,
+            private_cgroup_namespace: spec.private_cgroup_namespace,
+            pid: launched.pid,
+            started_at: started.started_at,
+            log: LogFile::new(log),
+            stdout: stream(stdout, Stream::Stdout),
+            stderr: stream(stdio.stderr, Stream::Stderr),
+            is_terminal,
+            stdin: stdio.stdin,
+            oom: None,
+            phase: Phase::Running { pidfd: launched.pidfd, process },
+        });
+        Ok(started)
+    }
+
+    /// Begins to watch what a started container writes and whether it runs out of memory.
+    pub(super) fn watch_started(&mut self, id: &str) {
+        let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
+        let outputs = [(&container.stdout, Stream::Stdout), (&container.stderr, Stream::Stderr)];
+        for (output, stream) in outputs {
+            let Some(output) = output else { continue };
+            if let Err(error) = self.poll.add(output, Source::Output(container.serial, stream)) {
+                report::line(format_args!("output of container {id} is not logged until its end: {error}"));
+            }
+        }
+        match container.leaf.oom_watch() {
+            Ok(Some(watch)) => {
+                let interest = watch.interest();
+                if self.poll.add_for(&watch, Source::Oom(container.serial), interest).is_ok() {
+                    container.oom = Some(OomState::new(watch));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                report::line(format_args!("kills for memory in container {id} are told at its end: {error}"))
+            }
+        }
+    }
+
+    fn prepare_and_launch(
+        &self,
+        spec: &StartContainer,
+        plan: &ContainerPlan,
+        slots: &Slots<'_>,
+        leaf: &Leaf,
+    ) -> Result<(Launched, AgentStdio), CallError> {
+        let pid_namespace = self.pid_namespace(spec)?;
+        leaf.create()?;
+        if let Some(resources) = &spec.resources {
+            leaf.apply(resources)?;
+        }
+        leaf.restrict_devices(&device_rules(spec))?;
+        let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+        let (agent, child) = if terminal {
+            Default::default()
+        } else {
+            pipes(spec.stdin).map_err(|error| CallError::system("cannot make pipes", error))?
+        };
+        Ok((launch(plan, slots, child, leaf, pid_namespace)?, agent))
+    }
+
+    fn pid_namespace(&self, spec: &StartContainer) -> Result<PidNamespace<'_>, CallError> {
+        use std::os::fd::AsFd;
+        Ok(match spec.pid_mode() {
+            PidMode::PidContainer => PidNamespace::New,
+            PidMode::PidNode => PidNamespace::Agent,
+            PidMode::PidPod => match &self.pod.reaper {
+                Some(reaper) => PidNamespace::Join(reaper.pidfd.as_fd()),
+                None => return Err(CallError::precondition("the pod has no shared PID namespace")),
+            },
+            PidMode::PidTarget => {
+                let target = self.container(&spec.pid_target)?;
+                let (pidfd, _) = target.running().ok_or_else(|| CallError::not_running(&target.id))?;
+                PidNamespace::Join(pidfd)
+            }
+        })
+    }
+}
+
+/// The default set, the container's own devices, and what else the request allows or denies.
+fn device_rules(spec: &StartContainer) -> Vec<DeviceRule> {
+    let mut rules = default_device_rules();
+    // A named pipe is no device to the cgroup.
+    for device in spec.devices.iter().filter(|device| device.r#type != "p" && !device.access.is_empty()) {
+        rules.push(DeviceRule {
+            allow: true,
+            r#type: device.r#type.clone(),
+            major: device.major.into(),
+            minor: device.minor.into(),
+            access: device.access.clone(),
+        });
+    }
+    rules.extend_from_slice(&spec.device_rules);
+    rules
+}
+
+fn pipes(stdin: bool) -> io::Result<(AgentStdio, ChildStdio)> {
+    let (mut agent, mut child) = (AgentStdio::default(), ChildStdio::default());
+    if stdin {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        (child.stdin, agent.stdin) = (Some(read), Some(write));
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    (agent.stdout, child.stdout) = (Some(read), Some(write));
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    (agent.stderr, child.stderr) = (Some(read), Some(write));
+    Ok((agent, child))
+}

@@ -1,0 +1,278 @@
+//! Containers from start to end, through the real agent. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use common::{Pod, is_alive, shell, until};
+use hull_agent::protocol::exit_record;
+use hull_agent::protocol::messages::{
+    Exec, Forget, PidMode, Resources, Signal, StartContainer, UpdateResources, error::Code, event,
+    request::Call, response::Outcome,
+};
+
+#[test]
+fn a_container_runs_prints_and_ends_with_its_exit_code() {
+    let mut pod = Pod::new();
+    let pid = pod.run("first", "echo out; echo err >&2; printf unfinished; exit 7");
+    assert!(pid > 1);
+    let record = pod.client.exited("first");
+    assert_eq!((record.exit_code, record.oom_killed), (7, false));
+    assert!(record.started_at > 0 && record.finished_at >= record.started_at);
+    let mut log = pod.log("first.log");
+    log.sort();
+    let entry = |stream: &str, tag: &str, text: &str| (stream.to_owned(), tag.to_owned(), text.to_owned());
+    assert_eq!(
+        log,
+        [entry("stderr", "F", "err"), entry("stdout", "F", "out"), entry("stdout", "P", "unfinished")]
+    );
+    // The record was there before the event came.
+    let state = File::open(pod.path("state")).unwrap();
+    assert_eq!(exit_record::read(state.as_fd(), "first").unwrap(), Some(record.clone()));
+    assert_eq!(pod.client.state().containers[0].exit, Some(record));
+    pod.client.done(Call::Forget(Forget { container_id: "first".into() }), &[]);
+    assert!(pod.client.state().containers.is_empty());
+    assert!(exit_record::list(state.as_fd()).unwrap().is_empty());
+    pod.stop();
+}
+
+#[test]
+fn exit_codes_are_0_and_128_plus_the_signal() {
+    let mut pod = Pod::new();
+    pod.run("zero", "exit 0");
+    assert_eq!(pod.client.exited("zero").exit_code, 0);
+    pod.run("killed", "sleep 1000");
+    let kill = Signal { container_id: "killed".into(), signal: 9, all: false };
+    pod.client.done(Call::Signal(kill.clone()), &[]);
+    assert_eq!(pod.client.exited("killed").exit_code, 137);
+    let error = pod.client.error(Call::Signal(kill), &[]);
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    pod.run("term", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done");
+    until("the trap is set", || !pod.lines("term").is_empty());
+    pod.client.done(Call::Signal(Signal { container_id: "term".into(), signal: 15, all: false }), &[]);
+    assert_eq!(pod.client.exited("term").exit_code, 3);
+    pod.stop();
+}
+
+#[test]
+fn a_signal_to_all_reaches_every_process_of_the_container() {
+    let mut pod = Pod::new();
+    pod.run("all", "trap '' TERM; sleep 1000 & sleep 1000 & echo ready; wait; echo over");
+    until("it runs", || !pod.lines("all").is_empty());
+    until("three processes", || pod.leaf("all").processes().unwrap().len() == 3);
+    pod.client.done(Call::Signal(Signal { container_id: "all".into(), signal: 9, all: true }), &[]);
+    assert_eq!(pod.client.exited("all").exit_code, 137);
+    assert!(pod.leaf("all").processes().unwrap().is_empty());
+    pod.stop();
+}
+
+#[test]
+fn a_failed_start_says_why_and_leaves_nothing() {
+    let mut pod = Pod::new();
+    let mut spec = pod.container("missing", "");
+    spec.process.as_mut().unwrap().args = vec!["/bin/no-such-program".into()];
+    let Outcome::Error(error) = pod.try_start(spec) else { panic!() };
+    assert_eq!((error.code(), error.errno), (Code::Invalid, 2), "{}", error.message);
+    assert!(
+        error.message.contains("missing") && error.message.contains("no-such-program"),
+        "{}",
+        error.message
+    );
+    assert!(pod.client.state().containers.is_empty());
+    let gone = |pod: &Pod| pod.leaf("missing").try_remove().unwrap();
+    assert!(gone(&pod));
+    // The same id may be tried again.
+    fs::remove_dir_all(pod.path("missing-writable")).unwrap();
+    pod.run("missing", "exit 0");
+    assert_eq!(pod.client.exited("missing").exit_code, 0);
+    pod.stop();
+}
+
+#[test]
+fn bad_requests_are_refused_and_the_agent_goes_on() {
+    let mut pod = Pod::new();
+    let id = pod.client.send(None, &[]);
+    let Outcome::Error(error) = pod.client.response(id) else { panic!() };
+    assert_eq!(error.code(), Code::UnknownCall);
+    for id in ["", "../up", "a/b", "a\nb", &"x".repeat(200)] {
+        let spec = StartContainer { id: id.into(), ..pod.container("x", "") };
+        let error = pod.client.error(Call::StartContainer(spec), &[]);
+        assert_eq!(error.code(), Code::Invalid, "{}", error.message);
+    }
+    let spec = pod.container("x", "");
+    let error = pod.client.error(Call::StartContainer(spec), &[]);
+    assert!(error.message.contains("slot"), "{}", error.message);
+    let kill = Signal { container_id: "x".repeat(1 << 20), signal: 9, all: false };
+    let error = pod.client.error(Call::Signal(kill), &[]);
+    assert_eq!(error.code(), Code::NotFound);
+    assert!(error.message.len() < 300, "what it quotes is bounded");
+    // Forgetting what is not known is what was asked for.
+    pod.client.done(Call::Forget(Forget { container_id: "nobody".into() }), &[]);
+    pod.stop();
+}
+
+#[test]
+fn an_exec_runs_inside_and_its_exit_code_comes_back() {
+    let mut pod = Pod::new();
+    pod.run("target", "echo inside > /tmp/mark; sleep 1000");
+    let (ended, text) = pod.exec("target", "cat /tmp/mark; echo $GREETING; exit 5", 0);
+    assert_eq!((ended.exit_code, ended.timed_out, text.as_str()), (5, false, "inside\nhello\n"));
+    let error = pod.client.error(
+        Call::Exec(Exec { container_id: "nobody".into(), process: Some(shell("")), ..Exec::default() }),
+        &[],
+    );
+    assert_eq!(error.code(), Code::NotFound);
+    pod.stop();
+}
+
+#[test]
+fn an_exec_that_takes_too_long_is_killed_with_what_it_started() {
+    let mut pod = Pod::new();
+    pod.run("target", "sleep 1000");
+    let start = Instant::now();
+    // The caller's pipe ends only when the background process is gone too.
+    let (ended, text) = pod.exec("target", "echo begun; sleep 500 & sleep 500", 200);
+    assert_eq!((ended.exit_code, ended.timed_out, text.as_str()), (137, true, "begun\n"));
+    assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&start.elapsed()));
+    assert_eq!(pod.leaf("target").processes().unwrap().len(), 1);
+    pod.stop();
+}
+
+#[test]
+fn many_execs_at_once_each_get_their_own_answer() {
+    let mut pod = Pod::new();
+    pod.run("target", "sleep 1000");
+    let call = |code: u64| Exec {
+        container_id: "target".into(),
+        process: Some(shell(&format!("sleep 0.0{}; exit {code}", 9 - code % 10))),
+        inherit: true,
+        ..Exec::default()
+    };
+    let numbers: Vec<(u64, u64)> =
+        (0..30).map(|code| (code, pod.client.send(Some(Call::Exec(call(code))), &[]))).collect();
+    for (code, number) in numbers {
+        let Outcome::ExecEnded(ended) = pod.client.response(number) else { panic!() };
+        assert_eq!(u64::try_from(ended.exit_code).unwrap(), code);
+    }
+    pod.stop();
+}
+
+#[test]
+fn what_a_container_leaves_behind_in_a_shared_pid_namespace_does_not_outlive_it() {
+    let mut pod = Pod::with(|spec| spec.shared_pid_namespace = true);
+    assert!(is_alive(pod.reaper_pid));
+    for (id, mode) in [("pod-mode", PidMode::PidPod), ("node-mode", PidMode::PidNode)] {
+        let mut spec = pod.container(id, "(while :; do sleep 1000; done) & echo main; exit 4");
+        spec.pid_mode = mode.into();
+        pod.start(spec);
+        assert_eq!(pod.client.exited(id).exit_code, 4);
+        until("nothing is left", || pod.leaf(id).processes().unwrap().is_empty());
+        assert_eq!(pod.lines(id), ["main"]);
+    }
+    // One sees the other in the pod's namespace.
+    let mut spec = pod.container("one", "exec sleep 999");
+    spec.pid_mode = PidMode::PidPod.into();
+    pod.start(spec);
+    let mut spec = pod.container(
+        "two",
+        "for i in 1 2 3 4 5; do ps | grep -q 'sleep 99[9]' && exit 0; sleep 0.1; done; exit 1",
+    );
+    spec.pid_mode = PidMode::PidPod.into();
+    pod.start(spec);
+    assert_eq!(pod.client.exited("two").exit_code, 0);
+    let mut spec = pod.container("debug", "ps | grep -q 'sleep 99[9]'");
+    (spec.pid_mode, spec.pid_target) = (PidMode::PidTarget.into(), "one".into());
+    pod.start(spec);
+    assert_eq!(pod.client.exited("debug").exit_code, 0);
+    pod.stop();
+}
+
+#[test]
+fn an_orphan_of_an_exec_is_reaped() {
+    let mut pod = Pod::new();
+    let mut spec = pod.container("target", "sleep 1000");
+    spec.pid_mode = PidMode::PidNode.into();
+    pod.start(spec);
+    pod.exec("target", "(sleep 0.1; echo late > /tmp/late) & exit 0", 0);
+    until("the orphan ran", || pod.exec("target", "test -s /tmp/late", 0).0.exit_code == 0);
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", pod.agent_pid);
+        fs::read_to_string(path).unwrap().split_whitespace().count()
+    };
+    until("only the container is a child", || children() == 1);
+    pod.stop();
+}
+
+#[test]
+fn a_container_that_runs_out_of_memory_says_so() {
+    let mut pod = Pod::new();
+    let mut spec = pod.container("greedy", "exec tail -n 1 /dev/zero");
+    spec.resources = Some(Resources { memory_limit: Some(16 << 20), ..Resources::default() });
+    pod.start(spec);
+    let mut oom_event = false;
+    let record = loop {
+        match pod.client.event() {
+            event::Event::Oom(id) => oom_event = id == "greedy",
+            event::Event::Exited(record) => break record,
+        }
+    };
+    assert_eq!((record.exit_code, record.oom_killed), (137, true));
+    // The first process's own end may come before the event; a child's kill in a living container must be told.
+    let _ = oom_event;
+    let mut spec = pod.container("parent", "tail -n 1 /dev/zero; echo survived; sleep 1000");
+    spec.resources = Some(Resources { memory_limit: Some(16 << 20), ..Resources::default() });
+    pod.start(spec);
+    loop {
+        match pod.client.event() {
+            event::Event::Oom(id) if id == "parent" => break,
+            event::Event::Oom(_) => {}
+            event::Event::Exited(record) => panic!("{record:?}"),
+        }
+    }
+    pod.stop();
+}
+
+#[test]
+fn resources_of_a_running_container_change() {
+    let mut pod = Pod::new();
+    pod.run("target", "sleep 1000");
+    let update = |limit| {
+        Call::UpdateResources(UpdateResources {
+            container_id: "target".into(),
+            resources: Some(Resources { memory_limit: Some(limit), ..Resources::default() }),
+        })
+    };
+    pod.client.done(update(64 << 20), &[]);
+    pod.client.done(update(32 << 20), &[]);
+    pod.client.done(update(128 << 20), &[]);
+    let (_, text) = pod.exec(
+        "target",
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null",
+        0,
+    );
+    assert_eq!(text.trim(), (128 << 20).to_string());
+    pod.stop();
+}
+
+#[test]
+fn a_stop_kills_everything_answers_and_leaves_no_cgroup() {
+    let mut pod = Pod::with(|spec| spec.shared_pid_namespace = true);
+    let first = pod.run("first", "trap '' TERM; while :; do sleep 1000; done");
+    let mut spec = pod.container("second", "sleep 1000 & sleep 1000");
+    spec.pid_mode = PidMode::PidNode.into();
+    let second = pod.start(spec);
+    let (reaper, agent) = (pod.reaper_pid, pod.agent_pid);
+    let state = File::open(pod.path("state")).unwrap();
+    pod.stop();
+    for pid in [first, second, reaper, agent] {
+        assert!(!is_alive(pid));
+    }
+    let mut codes: Vec<i32> =
+        exit_record::list(state.as_fd()).unwrap().into_iter().map(|record| record.exit_code).collect();
+    codes.dedup();
+    assert!(codes.is_empty() || codes == [137], "the directory may be gone with the test's own: {codes:?}");
+}
