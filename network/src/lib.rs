@@ -12,10 +12,16 @@
 #![forbid(unsafe_code)]
 
 mod bandwidth;
+mod builtin;
+mod cni;
 mod config;
 mod error;
+mod ledger;
+mod namespace;
+mod netlink;
 mod network;
 mod pod;
+mod sysctl;
 
 pub use config::{Mode, NetworkConfig};
 pub use error::NetworkError;

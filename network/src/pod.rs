@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodNetwork {
-    /// Sandbox id: 1 to 128 of `[A-Za-z0-9_.-]`, not starting with a dot or a dash. Names the namespace.
+    /// Sandbox id: 1 to 128 of `[A-Za-z0-9_.-]`, the first a letter or digit. Names the namespace.
     pub id: String,
     /// Kubernetes name of the pod (CNI_ARGS K8S_POD_NAME).
     pub name: String,
