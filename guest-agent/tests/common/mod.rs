@@ -148,7 +148,6 @@ pub struct Pod {
     hierarchies: Arc<Hierarchies>,
     created_levels: u32,
     child: Child,
-    tree: OwnedFd,
     stopped: bool,
 }
 
@@ -211,7 +210,6 @@ impl Pod {
         let mut client = Client::new(ours);
         let outcome = client.call(Call::CreateSandbox(spec), &[listener.as_fd(), state.as_fd()]);
         let Outcome::SandboxCreated(created) = outcome else { panic!("{outcome:?}") };
-        let tree = clone_tree(&directory.path().join("rootfs"));
         Self {
             client,
             directory,
@@ -221,7 +219,6 @@ impl Pod {
             hierarchies,
             created_levels: created.cgroup_created_levels,
             child,
-            tree,
             stopped: false,
         }
     }
@@ -254,7 +251,8 @@ impl Pod {
         fs::create_dir(&writable).unwrap();
         let writable = clone_tree(&writable);
         let log = self.open_log(&format!("{}.log", spec.id));
-        let tree = self.tree.try_clone().unwrap();
+        // A launch uses its trees up.
+        let tree = clone_tree(&self.path("rootfs"));
         self.client.call(Call::StartContainer(spec), &[tree.as_fd(), writable.as_fd(), log.as_fd()])
     }
 
