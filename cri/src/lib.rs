@@ -3,3 +3,6 @@
 
 pub mod api;
 pub mod config;
+/// Capabilities, seccomp, devices, sysctls and paths of containers.
+pub mod security;
+pub mod server;

@@ -1,0 +1,15 @@
+//! What a container may do, decided in hulld: capabilities, system calls, devices, sysctls and hidden paths.
+//!
+//! Everything here turns a request into facts for the agent's protocol and refuses what cannot be right. Nothing here
+//! changes the machine.
+
+/// Capability names, the default set, and the sets a container gets.
+pub mod capabilities;
+/// Host devices for containers.
+pub mod devices;
+/// Paths hidden from containers, or read-only for them.
+pub mod paths;
+/// Seccomp profiles, compiled to BPF.
+pub mod seccomp;
+/// Which sysctls a pod may set.
+pub mod sysctl;
