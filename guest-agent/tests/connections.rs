@@ -84,7 +84,7 @@ fn a_peer_that_sends_rubbish_loses_its_connection_and_nobody_else() {
     // More connections than are kept; the newest works.
     let many: Vec<UnixStream> = (0..40).map(|_| socket(&pod)).collect();
     pod.client = Client::new(socket(&pod));
-    assert_eq!(pod.client.state().sandbox_id.is_empty(), false);
+    assert!(!pod.client.state().sandbox_id.is_empty());
     drop(many);
     pod.stop();
 }

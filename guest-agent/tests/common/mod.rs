@@ -151,6 +151,11 @@ pub struct Pod {
     stopped: bool,
 }
 
+/// The agent under test: the one in HULL_AGENT (the static one that is shipped), else the one that cargo built.
+pub fn agent_program() -> PathBuf {
+    std::env::var_os("HULL_AGENT").map_or_else(|| env!("CARGO_BIN_EXE_hull-agent").into(), PathBuf::from)
+}
+
 /// A root filesystem of busybox.
 fn make_tree(at: &Path) {
     for directory in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
@@ -182,7 +187,7 @@ impl Pod {
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let state = File::open(directory.path().join("state")).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_hull-agent"))
+        let child = Command::new(agent_program())
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -1,0 +1,53 @@
+//! How much memory an idle agent holds. Needs root. The promise is about the program that is shipped: run with
+//! HULL_AGENT=target-agent/x86_64-unknown-linux-gnu/agent/hull-agent; without it there is only a coarse bound.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod common;
+
+use std::fs;
+
+use common::{Pod, until};
+
+/// docs/SPECIFICATION.md: private memory of an idle pod's agent.
+const PROMISED_KIB: u64 = 128;
+const UNOPTIMISED_KIB: u64 = 4096;
+
+fn private_kib(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let field = |name: &str| -> u64 {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
+    };
+    field("Private_Clean:") + field("Private_Dirty:")
+}
+
+#[test]
+fn an_idle_agent_is_small_even_after_work() {
+    let promised = if std::env::var_os("HULL_AGENT").is_some() { PROMISED_KIB } else { UNOPTIMISED_KIB };
+    // The program's text belongs to all agents of a node together: with one agent alone it would count as private.
+    let (mut neighbour, mut pod) = (Pod::new(), Pod::new());
+    let born = private_kib(pod.agent_pid);
+    for pod in [&mut neighbour, &mut pod] {
+        pod.run("one", "seq 1 50000; sleep 1000");
+        for _ in 0..20 {
+            pod.exec("one", "seq 1 1000", 0);
+        }
+    }
+    until("its output is logged", || pod.lines("one").len() == 50_000);
+    let busy = private_kib(pod.agent_pid);
+    // The buffers go two seconds after the last output.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let idle = private_kib(pod.agent_pid);
+    println!("private KiB: {born} at birth, {busy} busy, {idle} idle with one container");
+    assert!(
+        born <= promised && idle <= promised,
+        "{born} KiB at birth, {idle} KiB idle; promised are {promised}"
+    );
+    neighbour.stop();
+    pod.stop();
+}
