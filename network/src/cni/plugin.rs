@@ -223,8 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_plugins_error_is_told_with_code_message_and_details() {
-        let body =
-            r#"echo '{"cniVersion":"1.0.0","code":11,"msg":"try again","details":"pool\nbusy"}'; exit 1"#;
+        let body = r#"printf '%s' '{"cniVersion":"1.0.0","code":11,"msg":"try again","details":"pool\nbusy"}'; exit 1"#;
         let error = run(body, LONG).await.unwrap_err().to_string();
         assert_eq!(error, "error 11: try again (pool busy)");
         let error = run("echo oops >&2; exit 3", LONG).await.unwrap_err().to_string();

@@ -33,6 +33,9 @@ const MASTER: u16 = 10;
 const INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
+const INFO_PORT_KIND: u16 = 4;
+const INFO_PORT_DATA: u16 = 5;
+const PORT_HAIRPIN: u16 = 4;
 const ALIAS: u16 = 20;
 const FAMILY_SPECIFIC: u16 = 26;
 const NAMESPACE_FD: u16 = 28;
@@ -131,6 +134,15 @@ impl Batch {
             m.nested(FAMILY_SPECIFIC, |m| {
                 m.nested(u16::from(INET6), |m| {
                     m.attribute(INET6_ADDRESS_GENERATION, &[GENERATE_NONE]);
+                });
+            });
+        });
+        // With br_netfilter (Kubernetes loads it) a pod that calls its own host port is translated on the bridge, and
+        // the frame must go back through the port it came from.
+        self.push(NEWLINK, 0, format!("letting link {name} hairpin"), |m| {
+            m.raw(&link_header(0, 0)).string(NAME, name).nested(INFO, |m| {
+                m.string(INFO_PORT_KIND, "bridge").nested(INFO_PORT_DATA, |m| {
+                    m.attribute(PORT_HAIRPIN, &[1]);
                 });
             });
         });

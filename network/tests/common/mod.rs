@@ -16,7 +16,7 @@ use hull_network::{Mode, Network, NetworkConfig, PodNetwork, PortMapping, Protoc
 const INSIDE: &str = "HULL_NETWORK_TEST_INSIDE";
 
 /// Runs `test` inside a machine of its own. `name` is the test function's.
-pub fn on_own_machine<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Machine) -> F) {
+pub(crate) fn on_own_machine<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Machine) -> F) {
     if std::env::var_os(INSIDE).is_none() {
         let output = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "--"])
@@ -38,16 +38,16 @@ pub fn on_own_machine<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Mach
 }
 
 /// The machine inside.
-pub struct Machine {
+pub(crate) struct Machine {
     directory: tempfile::TempDir,
 }
 
 impl Machine {
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn config(&self) -> NetworkConfig {
+    pub(crate) fn config(&self) -> NetworkConfig {
         NetworkConfig {
             mode: Mode::Auto,
             state: self.path("state"),
@@ -61,12 +61,12 @@ impl Machine {
         }
     }
 
-    pub async fn open(&self) -> Arc<Network> {
+    pub(crate) async fn open(&self) -> Arc<Network> {
         Network::open(self.config()).await.unwrap()
     }
 
     /// Another machine, reached over `wan0`: 198.51.100.2 and 2001:db8::2 there, .1 and ::1 here.
-    pub fn add_outside(&self) -> PathBuf {
+    pub(crate) fn add_outside(&self) -> PathBuf {
         run("ip netns add outside
              ip link add wan0 mtu 1400 type veth peer name eth0 mtu 1400 netns outside
              ip address add 198.51.100.1/24 dev wan0
@@ -81,7 +81,7 @@ impl Machine {
 }
 
 /// Everything on the machine that a pod's network could leave behind.
-pub fn host_state() -> String {
+pub(crate) fn host_state() -> String {
     let mut state = run_for_output(
         "ip -o link | sed 's/^[0-9]*: //; s/@.*//'; ip -o address | awk '{print $2, $4}'; nft list ruleset; \
          ls /run/netns 2>/dev/null | grep -v '^outside$'; cut -d' ' -f5 /proc/self/mountinfo | sort; \
@@ -92,7 +92,7 @@ pub fn host_state() -> String {
 }
 
 /// Waits until the machine looks like this again; one second is what the kernel may take.
-pub async fn expect_host_state(wanted: &str) {
+pub(crate) async fn expect_host_state(wanted: &str) {
     let start = Instant::now();
     loop {
         let now = host_state();
@@ -104,11 +104,11 @@ pub async fn expect_host_state(wanted: &str) {
     }
 }
 
-pub fn run(script: &str) {
+pub(crate) fn run(script: &str) {
     run_for_output(script);
 }
 
-pub fn run_for_output(script: &str) -> String {
+pub(crate) fn run_for_output(script: &str) -> String {
     let output = Command::new("bash").args(["-e", "-o", "pipefail", "-c", script]).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     // grep and ls in host_state may find nothing.
@@ -116,7 +116,7 @@ pub fn run_for_output(script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn pod(id: &str) -> PodNetwork {
+pub(crate) fn pod(id: &str) -> PodNetwork {
     PodNetwork {
         id: id.into(),
         name: format!("name-{id}"),
@@ -126,7 +126,7 @@ pub fn pod(id: &str) -> PodNetwork {
     }
 }
 
-pub fn host_port(
+pub(crate) fn host_port(
     protocol: Protocol,
     host_port: u16,
     container_port: u16,
@@ -136,13 +136,13 @@ pub fn host_port(
 }
 
 /// Runs `f` in a pinned namespace.
-pub fn inside<T: Send>(namespace: &Path, f: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn inside<T: Send>(namespace: &Path, f: impl FnOnce() -> T + Send) -> T {
     let file = File::open(namespace).unwrap();
     hull_sys::namespace::on_thread_in(&[file.as_fd()], f).unwrap()
 }
 
 /// A TCP server in a namespace that tells each client which address it came from.
-pub fn serve(namespace: Option<&Path>, address: &str) {
+pub(crate) fn serve(namespace: Option<&Path>, address: &str) {
     let listen = || TcpListener::bind(address).unwrap();
     let listener = match namespace {
         Some(namespace) => inside(namespace, listen),
@@ -158,7 +158,7 @@ pub fn serve(namespace: Option<&Path>, address: &str) {
 }
 
 /// The same for UDP.
-pub fn serve_udp(namespace: &Path, address: &str) {
+pub(crate) fn serve_udp(namespace: &Path, address: &str) {
     let socket = inside(namespace, || UdpSocket::bind(address).unwrap());
     std::thread::spawn(move || {
         let mut buffer = [0; 100];
@@ -173,7 +173,7 @@ fn plain(address: IpAddr) -> IpAddr {
 }
 
 /// Asks a server which address it sees.
-pub fn ask(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAddr> {
+pub(crate) fn ask(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAddr> {
     let connect = || {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -187,7 +187,7 @@ pub fn ask(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAddr> 
     }
 }
 
-pub fn ask_udp(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAddr> {
+pub(crate) fn ask_udp(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAddr> {
     let exchange = || {
         let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0".parse() } else { "[::]:0".parse() }.unwrap();
         let socket = UdpSocket::bind(any)?;
@@ -203,12 +203,12 @@ pub fn ask_udp(namespace: Option<&Path>, address: SocketAddr) -> io::Result<IpAd
     }
 }
 
-pub fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// An executable script.
-pub fn script(path: &Path, body: &str) {
+pub(crate) fn script(path: &Path, body: &str) {
     use std::os::unix::fs::PermissionsExt;
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, format!("#!/bin/bash\n{body}\n")).unwrap();
