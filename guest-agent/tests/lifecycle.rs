@@ -103,6 +103,10 @@ fn bad_requests_are_refused_and_the_agent_goes_on() {
         let error = pod.client.error(Call::StartContainer(spec), &[]);
         assert_eq!(error.code(), Code::Invalid, "{}", error.message);
     }
+    // A container in the agent's own cgroup could be killed only with it.
+    let spec = StartContainer { cgroup_leaf: "agent".into(), ..pod.container("x", "") };
+    let Outcome::Error(error) = pod.try_start(spec) else { panic!() };
+    assert!(error.message.contains("cgroup"), "{}", error.message);
     let spec = pod.container("x", "");
     let error = pod.client.error(Call::StartContainer(spec), &[]);
     assert!(error.message.contains("slot"), "{}", error.message);
@@ -126,6 +130,17 @@ fn an_exec_runs_inside_and_its_exit_code_comes_back() {
         &[],
     );
     assert_eq!(error.code(), Code::NotFound);
+    pod.stop();
+}
+
+#[test]
+fn processes_get_no_descriptor_of_the_agent() {
+    let mut pod = Pod::new();
+    // The shell's own glob opens one more, for the directory.
+    pod.run("target", "cd /proc/self/fd; ls /proc/self/fd | tr '\\n' ' '; echo; sleep 1000");
+    until("it has printed", || !pod.lines("target").is_empty());
+    assert_eq!(pod.lines("target"), ["0 1 2 3 "]);
+    assert_eq!(pod.exec("target", "ls /proc/self/fd | tr '\\n' ' '", 0).1, "0 1 2 3 ");
     pod.stop();
 }
 

@@ -120,7 +120,14 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
         reaper_pid: reaper.as_ref().map_or(0, |reaper| reaper.pid),
         cgroup_created_levels: created_levels,
     };
-    let pod = Pod { id: spec.id.clone(), state_directory, cgroup, facts, reaper };
+    let pod = Pod {
+        id: spec.id.clone(),
+        state_directory,
+        cgroup,
+        own_leaf: spec.cgroup_leaf.clone(),
+        facts,
+        reaper,
+    };
     let server =
         Server::new(listener, pod).map_err(|error| CallError::system("cannot make the event loop", error))?;
     Ok((server, created))

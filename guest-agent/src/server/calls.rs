@@ -99,6 +99,7 @@ impl Server {
             .try_clone_to_owned()
             .map_err(|error| CallError::system("cannot keep the log file", error))?;
         container.log.replace(file);
+        container.close_idle();
         Ok(())
     }
 

@@ -16,11 +16,15 @@ use crate::stdio::{Buffers, LogFile, OutputStream, Progress, Stream};
 const OOM_LOOKS: u32 = 5;
 const OOM_LOOK_AFTER: Duration = Duration::from_millis(50);
 
+/// Most containers that are known at a time.
+const MAX_CONTAINERS: usize = 1000;
+
 /// A container from its start until it is forgotten.
 pub(super) struct Container {
     pub(super) serial: u32,
     pub(super) id: String,
     pub(super) leaf: Leaf,
+    pub(super) leaf_name: String,
     /// The first process died with everything in its own PID namespace; in a shared one others may go on.
     pub(super) own_pid_namespace: bool,
     pub(super) private_cgroup_namespace: bool,
@@ -96,14 +100,17 @@ impl Container {
         ending.into_iter().chain(oom).min()
     }
 
+    /// Closes what only a container with output or input needs, once it has ended and nobody writes any more.
+    pub(super) fn close_idle(&mut self) {
+        if self.has_ended() && self.stdout.is_none() && self.stderr.is_none() {
+            self.log.close();
+            self.stdin = None;
+        }
+    }
+
     /// The terminal's primary end, until its last user has gone.
     pub(super) fn terminal(&self) -> Option<BorrowedFd<'_>> {
         self.stdout.as_ref().filter(|_| self.is_terminal).map(AsFd::as_fd)
-    }
-
-    /// Nobody reads it any more.
-    pub(super) fn close_stdin(&mut self) {
-        self.stdin = None;
     }
 
     fn stream(&mut self, stream: Stream) -> &mut Option<OutputStream> {
@@ -147,7 +154,8 @@ impl Server {
             .ok_or_else(|| CallError::no_container(id))
     }
 
-    pub(super) fn check_new_id(&self, id: &str) -> Result<(), CallError> {
+    /// Refuses an id that is none, or is taken, and a cgroup that belongs to somebody else in the pod.
+    pub(super) fn check_new(&self, id: &str, leaf: &str) -> Result<(), CallError> {
         if !is_valid_id(id) {
             return Err(CallError::invalid(
                 "cannot start the container: its id is not 1 to 128 letters, digits, -_.",
@@ -155,6 +163,14 @@ impl Server {
         }
         if self.container(id).is_ok() {
             return Err(CallError::precondition(format!("container {id} has been started already")));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(CallError::precondition(format!(
+                "cannot start container {id}: the pod has {MAX_CONTAINERS} that are not forgotten"
+            )));
+        }
+        if leaf == self.pod.own_leaf || self.containers.iter().any(|other| other.leaf_name == leaf) {
+            return Err(CallError::invalid(format!("cannot start container {id}: its cgroup is another's")));
         }
         Ok(())
     }

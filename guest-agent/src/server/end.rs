@@ -77,11 +77,13 @@ impl Server {
 
     /// Both outputs of a container have come to their end.
     pub(super) fn output_ended(&mut self, serial: u32) {
-        let index = self.containers.iter().position(|container| container.serial == serial);
-        if let Some(index) =
-            index.filter(|index| matches!(self.containers[*index].phase, Phase::Ending { .. }))
-        {
-            self.report_end(index);
+        let Some(index) = self.containers.iter().position(|container| container.serial == serial) else {
+            return;
+        };
+        match self.containers[index].phase {
+            Phase::Running { .. } => {}
+            Phase::Ending { .. } => self.report_end(index),
+            Phase::Ended(_) => self.containers[index].close_idle(),
         }
     }
 
@@ -118,8 +120,8 @@ impl Server {
             report::line(format_args!("{dropped} bytes of the log of container {id} could not be written"));
         }
         container.oom = None;
-        container.close_stdin();
         container.phase = Phase::Ended(record.clone());
+        container.close_idle();
         self.send_event(Event { event: Some(event::Event::Exited(record)) });
     }
 }

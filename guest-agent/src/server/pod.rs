@@ -11,6 +11,8 @@ pub(super) struct Pod {
     /// Where exit records go.
     pub(super) state_directory: OwnedFd,
     pub(super) cgroup: PodCgroup,
+    /// Name of the agent's own leaf below it, which no container may have.
+    pub(super) own_leaf: String,
     pub(super) facts: PodFacts,
     /// PID 1 of the pod's shared PID namespace, while it lives.
     pub(super) reaper: Option<Reaper>,

@@ -30,7 +30,7 @@ impl Server {
         spec: &StartContainer,
         slots: &Slots<'_>,
     ) -> Result<ContainerStarted, CallError> {
-        self.check_new_id(&spec.id)?;
+        self.check_new(&spec.id, &spec.cgroup_leaf)?;
         let context = || format!("cannot start container {}", spec.id);
         let log = match spec.log {
             Some(slot) => {
@@ -76,6 +76,7 @@ impl Server {
             serial,
             id: spec.id.clone(),
             leaf,
+            leaf_name: spec.cgroup_leaf.clone(),
             own_pid_namespace: spec.pid_mode() == PidMode::PidContainer,
             private_cgroup_namespace: spec.private_cgroup_namespace,
             pid: launched.pid,

@@ -63,14 +63,15 @@ impl Server {
     /// Looks whether all is gone.
     pub(super) fn continue_stop(&mut self, now: Instant) {
         let Some(stopping) = &mut self.stopping else { return };
-        if now < stopping.next {
-            return;
-        }
         let ended = self.execs.is_empty()
             && self.pod.reaper.is_none()
             && self.containers.iter().all(super::container::Container::has_ended);
         if ended && self.containers.iter().all(|container| container.leaf.try_remove().unwrap_or(false)) {
             stopping.complete = true;
+            return;
+        }
+        // Woken by something else: the next look is due when it was.
+        if now < stopping.next {
             return;
         }
         stopping.pause = (stopping.pause * 2).min(LONGEST_PAUSE);

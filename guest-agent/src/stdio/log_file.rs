@@ -30,6 +30,11 @@ impl LogFile {
         self.torn = false;
     }
 
+    /// Nothing more will come; the file is closed.
+    pub fn close(&mut self) {
+        self.file = None;
+    }
+
     /// Bytes that could not be written.
     pub const fn dropped(&self) -> u64 {
         self.dropped
