@@ -31,10 +31,9 @@ impl Prologue {
     pub(super) fn new(profile: &Profile) -> Self {
         let mut architectures: Vec<Architecture> = Vec::new();
         for arch in [ScmpArch::native()].into_iter().chain(profile.architectures.iter().copied()) {
-            if let Some(token) = audit_token(arch) {
-                if !architectures.iter().any(|known| known.token == token) {
-                    architectures.push(Architecture { arch, token, highest: 0 });
-                }
+            let Some(token) = audit_token(arch) else { continue };
+            if !architectures.iter().any(|known| known.token == token) {
+                architectures.push(Architecture { arch, token, highest: 0 });
             }
         }
         Self { default: profile.default, recent: Vec::new(), architectures }
@@ -47,10 +46,9 @@ impl Prologue {
         if rule.action == self.default || (conditional && rule.action.lets_pass()) {
             return;
         }
-        if let Some(number) = recent::number_of(name) {
-            if !self.recent.iter().any(|(known, _)| *known == number) {
-                self.recent.push((number, rule.action));
-            }
+        let Some(number) = recent::number_of(name) else { return };
+        if !self.recent.iter().any(|(known, _)| *known == number) {
+            self.recent.push((number, rule.action));
         }
     }
 

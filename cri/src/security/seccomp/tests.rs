@@ -218,7 +218,7 @@ fn the_kernel_takes_the_default_profile_and_blocks_what_it_blocks() {
     // A filter cannot be taken off, so the thread that gets it is thrown away.
     let filtered = std::thread::spawn(move || {
         hull_sys::privilege::install_seccomp(&program.bpf, program.flags).unwrap();
-        let nowhere = std::ffi::CStr::from_bytes_with_nul(b"/hull-test-absent\0").unwrap();
+        let nowhere = c"/hull-test-absent";
         let mount = rustix::mount::mount(nowhere, nowhere, nowhere, rustix::mount::MountFlags::empty(), None);
         let alg = rustix::net::AddressFamily::from_raw(38);
         let socket = |family| rustix::net::socket(family, rustix::net::SocketType::SEQPACKET, None).map(drop);
