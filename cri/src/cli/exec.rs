@@ -1,0 +1,61 @@
+//! `hull exec`
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::client::{Client, answer};
+use super::error::{CliError, FAILED};
+use super::find;
+use crate::api::runtime::ExecSyncRequest;
+use crate::config::value::parse_duration;
+
+/// Run a command in a running container
+///
+/// Its output is printed when it has ended (at most 16 MiB of each stream), and hull ends with its exit status.
+#[derive(Debug, Args)]
+pub(super) struct Exec {
+    /// Kill the command after so long
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    time_limit: Option<Duration>,
+
+    /// Keep standard input open (comes with streaming)
+    #[arg(short, long)]
+    interactive: bool,
+
+    /// Give the command a terminal (comes with streaming)
+    #[arg(short, long)]
+    tty: bool,
+
+    /// Id, beginning of an id, or name
+    container: String,
+
+    /// The command and its arguments; it is not given to a shell
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<String>,
+}
+
+impl Exec {
+    pub(super) async fn run(self, client: &mut Client) -> Result<u8, CliError> {
+        if self.interactive || self.tty {
+            return Err(CliError::Refused(
+                "-i and -t need the streaming server, which hulld does not have yet\n\
+                 Without them the command runs and its output is printed when it has ended."
+                    .into(),
+            ));
+        }
+        let container_id = find::container(client, &self.container).await?.id;
+        // CRI counts whole seconds, and 0 means for ever.
+        let limit = self.time_limit.map_or(0, |limit| limit.as_millis().div_ceil(1000).max(1));
+        let timeout = i64::try_from(limit).unwrap_or(i64::MAX);
+        let patience = client.endless();
+        let call = client.runtime.exec_sync(ExecSyncRequest { container_id, cmd: self.command, timeout });
+        let done = answer(format!("run the command in {}", self.container), patience, call).await?;
+        let print = |mut out: Box<dyn Write>, text: &[u8]| out.write_all(text).and_then(|()| out.flush());
+        print(Box::new(io::stdout().lock()), &done.stdout)
+            .and_then(|()| print(Box::new(io::stderr().lock()), &done.stderr))
+            .map_err(|error| CliError::local("print", error))?;
+        Ok(u8::try_from(done.exit_code).unwrap_or(FAILED))
+    }
+}

@@ -1,0 +1,32 @@
+//! `hull info`
+
+use super::client::{Client, answer};
+use super::error::CliError;
+use super::output::{Format, age, print, print_json, printable, size};
+use crate::api::hull::InfoRequest;
+
+pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliError> {
+    let patience = client.patience();
+    let info = answer("ask the daemon about itself", patience, client.hull.info(InfoRequest {})).await?;
+    if format == Format::Json {
+        return print_json(&info);
+    }
+    let network = match info.network_problem.as_str() {
+        "" => format!("{} ({})", info.network, info.network_mode),
+        problem => format!("{}: not ready: {problem}", info.network_mode),
+    };
+    let lines = [
+        ("hulld", format!("{}, pid {}, started {}", info.version, info.pid, age(info.started_at))),
+        ("memory", size(info.resident_bytes)),
+        ("root", info.root),
+        ("state", info.state),
+        ("kernel", format!("{} {}", info.kernel, info.architecture)),
+        ("cgroups", info.cgroup),
+        ("network", network),
+        ("handlers", info.runtime_handlers.join(", ")),
+        ("pods", format!("{}, {} ready", info.pods, info.pods_ready)),
+        ("containers", format!("{}, {} running", info.containers, info.containers_running)),
+        ("images", format!("{}, {}", info.images, size(info.image_bytes))),
+    ];
+    print(&lines.map(|(name, value)| format!("{name:<12}{}\n", printable(&value))).concat())
+}

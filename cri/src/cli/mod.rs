@@ -1,0 +1,192 @@
+//! hull, the command line: the same socket and the same calls as kubelet, for people.
+//!
+//! One file for each command; beside them `client` (the connection), `find` (ids, prefixes and names), `output`
+//! (tables and JSON) and `container_log` (CRI log files).
+
+mod client;
+mod completion;
+mod container_log;
+mod error;
+mod exec;
+mod find;
+mod images;
+mod info;
+mod inspect;
+mod logs;
+mod output;
+mod pods;
+mod progress;
+mod ps;
+mod pull;
+mod rm;
+mod rmi;
+mod rmp;
+mod run;
+mod start;
+mod stop;
+mod stopp;
+mod version;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::value;
+use client::Client;
+use error::CliError;
+use output::Format;
+
+/// Run and look after pods, containers and images on this node
+///
+/// hull speaks to hulld over its socket, as kubelet and crictl do. What kubelet started can be seen and stopped here
+/// too; kubelet will start it again.
+#[derive(Debug, Parser)]
+#[command(name = "hull", version, max_term_width = 110, after_help = EXAMPLES)]
+struct Cli {
+    /// Socket of the daemon
+    #[arg(long, global = true, help_heading = "Options of every command", env = "HULL_SOCKET", value_name = "SOCKET",
+          default_value = "unix:///run/hull/hull.sock", value_parser = value::parse_endpoint)]
+    socket: PathBuf,
+
+    /// Give up a request that takes longer, e.g. 30s [default: 2m; pull and exec may take as long as they need]
+    #[arg(long, global = true, help_heading = "Options of every command", value_name = "DURATION", value_parser = value::parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Form of the output: for people or for programs
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = "Options of every command",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    output: Format,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  hull run --rm busybox echo hello          run a command in a new pod, print its output, remove the pod
+  hull run -d --name web -p 8080:80 nginx   run a service in the background
+  hull exec web nginx -t                    run a command in it
+  hull logs -f web                          follow its output
+  hull stop web && hull rm web              stop it and remove it with its pod
+  hull ps -a                                all containers, ended ones too
+  hull pull ghcr.io/team/app:1.2            fetch an image
+  hull -o json inspect web                  everything that is known of it
+
+Pods, containers and images are named by id, by the beginning of an id, or by name.
+
+Exit status: that of the command for run and exec; otherwise 0, or 125 if hull or hulld failed, 2 if the command line
+is wrong.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container in a pod of its own
+    Run(Box<run::Run>),
+    /// Run a command in a running container
+    Exec(exec::Exec),
+    /// Print a container's output
+    Logs(logs::Logs),
+    /// List containers
+    Ps(ps::Ps),
+    /// Start a container that was created or has ended
+    Start(start::Start),
+    /// Stop containers
+    Stop(stop::Stop),
+    /// Remove containers; with them the pods that `hull run` made for them
+    Rm(rm::Rm),
+    /// List pods
+    Pods(pods::Pods),
+    /// Stop pods with all their containers
+    Stopp(stopp::StopPod),
+    /// Remove pods with all their containers
+    Rmp(rmp::RemovePod),
+    /// Fetch an image from its registry
+    Pull(pull::Pull),
+    /// List images
+    Images(images::Images),
+    /// Remove images
+    Rmi(rmi::RemoveImage),
+    /// Print everything known of containers, pods or images as JSON
+    Inspect(inspect::Inspect),
+    /// Print what the daemon is, where it lives and what it holds
+    Info,
+    /// Print the versions of hull and of the daemon
+    Version,
+    /// Print a completion script for a shell
+    Completion(completion::Completion),
+}
+
+/// The whole of hull's main function.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::Completion(completion) = &cli.command {
+        return completion.run();
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return CliError::local("start", error).report(),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => error.report(),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<u8, CliError> {
+    let mut client = Client::connect(&cli.socket, cli.timeout).await?;
+    let (client, format) = (&mut client, cli.output);
+    match cli.command {
+        Command::Run(run) => return run.run(client).await,
+        Command::Exec(exec) => return exec.run(client).await,
+        Command::Logs(logs) => logs.run(client).await?,
+        Command::Ps(ps) => ps.run(client, format).await?,
+        Command::Start(start) => start.run(client).await?,
+        Command::Stop(stop) => stop.run(client).await?,
+        Command::Rm(rm) => rm.run(client).await?,
+        Command::Pods(pods) => pods.run(client, format).await?,
+        Command::Stopp(stop) => stop.run(client).await?,
+        Command::Rmp(remove) => remove.run(client).await?,
+        Command::Pull(pull) => pull.run(client, format).await?,
+        Command::Images(images) => images.run(client, format).await?,
+        Command::Rmi(remove) => remove.run(client).await?,
+        Command::Inspect(inspect) => inspect.run(client).await?,
+        Command::Info => info::run(client, format).await?,
+        Command::Version => version::run(client, format).await?,
+        // Needs no daemon; done before.
+        Command::Completion(_) => {}
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_after_the_image_keeps_its_own_flags() {
+        let cli = Cli::try_parse_from(["hull", "run", "--rm", "-e", "A=b", "busybox", "sh", "-c", "echo $A"])
+            .unwrap();
+        let Command::Run(run) = cli.command else { panic!("not a run") };
+        assert_eq!(run.command(), ["sh", "-c", "echo $A"]);
+        let cli = Cli::try_parse_from(["hull", "run", "busybox", "--rm", "-v"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not a run") };
+        assert_eq!(run.command(), ["--rm", "-v"]);
+        assert!(Cli::try_parse_from(["hull", "run", "--unknown", "busybox"]).is_err());
+        let cli = Cli::try_parse_from(["hull", "exec", "web", "ls", "-o", "json", "--timeout"]).unwrap();
+        let Command::Exec(exec) = cli.command else { panic!("not an exec") };
+        assert_eq!(exec.command, ["ls", "-o", "json", "--timeout"]);
+    }
+}

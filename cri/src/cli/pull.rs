@@ -1,0 +1,96 @@
+//! `hull pull`
+
+use clap::Args;
+use tonic::{Code, Status};
+
+use super::client::{Client, answer};
+use super::error::CliError;
+use super::output::{Format, print, print_json};
+use super::progress::Progress;
+use crate::api::hull::{PullRequest, pull_progress};
+use crate::api::runtime::{AuthConfig, ImageSpec, PullImageRequest};
+
+/// Fetch an image from its registry
+///
+/// Names are completed as usual: busybox is docker.io/library/busybox:latest. Mirrors, certificates and plain-HTTP
+/// registries are configured in /etc/hull/certs.d.
+#[derive(Debug, Args)]
+pub(super) struct Pull {
+    #[command(flatten)]
+    credentials: Credentials,
+
+    /// No progress, only the image's id
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The image, e.g. busybox, quay.io/team/app:1.2, registry:5000/app@sha256:…
+    image: String,
+}
+
+/// How to log in to the registry
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Credentials {
+    /// User and password for the registry
+    #[arg(long, value_name = "USER:PASSWORD", conflicts_with = "auth")]
+    creds: Option<String>,
+
+    /// The same in base64, as in a docker configuration file
+    #[arg(long, value_name = "BASE64", env = "HULL_REGISTRY_AUTH", hide_env_values = true)]
+    auth: Option<String>,
+}
+
+impl Credentials {
+    fn config(&self) -> Result<Option<AuthConfig>, CliError> {
+        if let Some(creds) = &self.creds {
+            let (username, password) = creds.split_once(':').ok_or_else(|| {
+                CliError::Refused("--creds wants USER:PASSWORD, with a colon between them".into())
+            })?;
+            let (username, password) = (username.into(), password.into());
+            return Ok(Some(AuthConfig { username, password, ..Default::default() }));
+        }
+        Ok(self.auth.clone().map(|auth| AuthConfig { auth, ..Default::default() }))
+    }
+}
+
+impl Pull {
+    pub(super) async fn run(self, client: &mut Client, format: Format) -> Result<(), CliError> {
+        let id = pull(client, &self.image, &self.credentials, self.quiet).await?;
+        match format {
+            Format::Table => print(&format!("{id}\n")),
+            Format::Json => print_json(&serde_json::json!({ "image": self.image, "id": id })),
+        }
+    }
+}
+
+/// Pulls an image with progress on standard error, and returns its id.
+pub(super) async fn pull(
+    client: &mut Client,
+    image: &str,
+    credentials: &Credentials,
+    quiet: bool,
+) -> Result<String, CliError> {
+    let doing = || format!("pull {image}");
+    let failed = |status: Status| CliError::Call { doing: doing(), status: Box::new(status) };
+    let auth = credentials.config()?;
+    let patience = client.endless();
+    let request = PullRequest { image: image.into(), auth: auth.clone() };
+    let mut events = match answer(doing(), patience, client.hull.pull(request)).await {
+        // Another runtime than hulld: CRI knows no progress.
+        Err(CliError::Call { status, .. }) if status.code() == Code::Unimplemented => {
+            let image = Some(ImageSpec { image: image.into(), ..Default::default() });
+            let call = client.image.pull_image(PullImageRequest { image, auth, sandbox_config: None });
+            return Ok(answer(doing(), patience, call).await?.image_ref);
+        }
+        events => events?,
+    };
+    let mut progress = Progress::new(image, quiet);
+    while let Some(event) = events.message().await.map_err(failed)? {
+        let Some(event) = event.event else { continue };
+        if let pull_progress::Event::Done(done) = event {
+            progress.finish(&done);
+            return Ok(done.image_id);
+        }
+        progress.show(event);
+    }
+    Err(failed(Status::unavailable("it ended before the image was complete")))
+}

@@ -1,0 +1,57 @@
+//! `hull rm`
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::client::{Client, answer};
+use super::error::CliError;
+use super::output::print;
+use super::rmp::remove_pod;
+use super::stop::stop;
+use super::{find, run};
+use crate::api::runtime::{Container, ContainerState, RemoveContainerRequest};
+
+/// Remove containers; with them the pods that `hull run` made for them
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    /// Kill a container first that still runs
+    #[arg(short, long)]
+    force: bool,
+
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+impl Rm {
+    pub(super) async fn run(self, client: &mut Client) -> Result<(), CliError> {
+        for name in &self.containers {
+            let container = find::container(client, name).await?;
+            if container.state() == ContainerState::ContainerRunning {
+                if !self.force {
+                    let hint =
+                        format!("`hull stop {name}` stops it, `hull rm -f {name}` kills and removes it.");
+                    return Err(CliError::Refused(format!("the container {name} still runs\n{hint}")));
+                }
+                stop(client, name, container.id.clone(), Duration::ZERO).await?;
+            }
+            remove(client, name, container).await?;
+            print(&format!("{name}\n"))?;
+        }
+        Ok(())
+    }
+}
+
+async fn remove(client: &mut Client, name: &str, container: Container) -> Result<(), CliError> {
+    let patience = client.patience();
+    let call = client.runtime.remove_container(RemoveContainerRequest { container_id: container.id });
+    answer(format!("remove the container {name}"), patience, call).await?;
+    let pods = find::pods(client).await?;
+    match pods.into_iter().find(|pod| pod.id == container.pod_sandbox_id) {
+        Some(pod) if run::uid_of(&pod).is_some() => {
+            remove_pod(client, find::pod_name(&pod), &pod.id, run::uid_of(&pod)).await
+        }
+        _ => Ok(()),
+    }
+}
