@@ -45,7 +45,8 @@ impl PodCgroup {
                     created.push(count);
                 }
                 Err(error) => {
-                    remove_levels(&hierarchies, &levels, &created)?;
+                    // The first error tells the story.
+                    let _ = remove_levels(&hierarchies, &levels, &created);
                     return Err(error);
                 }
             }
@@ -79,7 +80,9 @@ impl PodCgroup {
                 }
             });
         }
-        let created = vec![created_levels.min(levels.len() as u32); opened.len()];
+        let (of_v1, of_unified) = unpack(created_levels);
+        let mut created = vec![of_v1; hierarchies.v1.len()];
+        created.extend(hierarchies.unified.iter().map(|_| of_unified));
         let unified = if hierarchies.unified.is_some() { opened.pop().flatten() } else { None };
         let directories = Arc::new(Directories { hierarchies, path, v1: opened, unified });
         Ok(Self { control: Control { directories, leaf: None }, created })
@@ -96,9 +99,19 @@ impl PodCgroup {
         resources::apply(&self.control, resources)
     }
 
-    /// How many of the path's lowest levels did not exist before [`Self::open`]: 0 when kubelet had made it.
+    /// How many of the path's lowest levels did not exist before [`Self::open`]: 0 when kubelet had made it. To be
+    /// kept as it is for [`Self::open_existing`]: where the unified hierarchy of a hybrid machine differs from the
+    /// others (kubelet makes its cgroups in v1 only) it holds both numbers.
     pub fn created_levels(&self) -> u32 {
-        self.created.iter().copied().max().unwrap_or(0)
+        let v1 = self.control.directories.hierarchies.v1.len();
+        let (of_v1, of_unified) = self.created.split_at(v1.min(self.created.len()));
+        pack(of_v1.iter().copied().max(), of_unified.first().copied())
+    }
+
+    /// Whether hull made the pod's own directory, so that limits of the pod are hull's to set.
+    pub fn is_own(&self) -> bool {
+        // On a hybrid machine the limits are in v1.
+        self.created.first().is_some_and(|count| *count > 0)
     }
 
     /// Removes the levels that hull made, from the lowest up, as far as nobody else uses them. The leaves must have
@@ -108,6 +121,21 @@ impl PodCgroup {
         let levels = path::levels(&path)?;
         remove_levels(&self.control.directories.hierarchies, &levels, &self.created)
     }
+}
+
+/// Marks a number that holds two.
+const DIFFERENT: u32 = 1 << 31;
+
+/// One number for the levels made in v1 and in the unified hierarchy; a path has at most 64 levels.
+fn pack(of_v1: Option<u32>, of_unified: Option<u32>) -> u32 {
+    match (of_v1, of_unified) {
+        (Some(v1), Some(unified)) if v1 != unified => DIFFERENT | unified << 16 | v1,
+        (v1, unified) => v1.or(unified).unwrap_or(0),
+    }
+}
+
+fn unpack(packed: u32) -> (u32, u32) {
+    if packed & DIFFERENT == 0 { (packed, packed) } else { (packed & 0xffff, (packed & !DIFFERENT) >> 16) }
 }
 
 /// What a new level needs.
@@ -260,4 +288,19 @@ fn remove_levels(hierarchies: &Hierarchies, levels: &[&str], created: &[u32]) ->
         }
     }
     Ok(all_gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_in_either_kind_of_hierarchy_is_told_apart() {
+        assert_eq!(pack(Some(2), Some(2)), 2);
+        assert_eq!(pack(None, Some(3)), 3);
+        assert_eq!(pack(Some(1), None), 1);
+        for (v1, unified) in [(0, 3), (3, 0), (64, 1), (2, 2)] {
+            assert_eq!(unpack(pack(Some(v1), Some(unified))), (v1, unified));
+        }
+    }
 }

@@ -453,6 +453,28 @@ fn another_process_can_clear_away_what_a_dead_agent_made() {
 }
 
 #[test]
+fn what_kubelet_made_in_v1_alone_is_left_there() {
+    let hierarchies = hierarchies();
+    let parent = format!("/hull-test-{}-kubelet/pod", std::process::id());
+    // kubelet's part, by way of a layout that has no unified hierarchy.
+    let mut layout = discover().unwrap();
+    if layout.v1.is_empty() || layout.unified.is_empty() {
+        return;
+    }
+    layout.unified.clear();
+    let kubelet = PodCgroup::open(Arc::new(Hierarchies::open(&layout).unwrap()), &parent).unwrap();
+
+    let pod = PodCgroup::open(hierarchies.clone(), &parent).unwrap();
+    assert!(!pod.is_own());
+    let later = PodCgroup::open_existing(hierarchies, &parent, pod.created_levels()).unwrap();
+    assert!(later.remove_created().unwrap());
+    assert!(exists_anywhere(&parent), "kubelet's cgroups stay");
+    assert!(kubelet.is_own());
+    assert!(kubelet.remove_created().unwrap());
+    assert!(!exists_anywhere(&parent), "the unified part went before");
+}
+
+#[test]
 fn a_v2_leaf_gives_a_descriptor_to_clone_into() {
     let pod = Pod::new("clone");
     assert_eq!(pod.leaf.clone_fd().is_some(), hierarchies().is_v2());
