@@ -46,32 +46,40 @@ use output::Format;
 #[command(name = "hull", version, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
     /// Socket of the daemon
-    #[arg(long, global = true, help_heading = "Options of every command", env = "HULL_SOCKET", value_name = "SOCKET",
-          default_value = "unix:///run/hull/hull.sock", value_parser = value::parse_endpoint)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        env = "HULL_SOCKET",
+        value_name = "SOCKET",
+        default_value = "unix:///run/hull/hull.sock",
+        value_parser = value::parse_endpoint
+    )]
     socket: PathBuf,
 
     /// Give up a request that takes longer, e.g. 30s [default: 2m; pull and exec may take as long as they need]
-    #[arg(long, global = true, help_heading = "Options of every command", value_name = "DURATION", value_parser = value::parse_duration)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_name = "DURATION",
+        value_parser = value::parse_duration
+    )]
     timeout: Option<Duration>,
 
     /// Form of the output: for people or for programs
-    #[arg(
-        short,
-        long,
-        global = true,
-        help_heading = "Options of every command",
-        value_name = "FORMAT",
-        default_value = "table"
-    )]
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_name = "FORMAT", default_value = "table")]
     output: Format,
 
     #[command(subcommand)]
     command: Command,
 }
 
+const GLOBAL: &str = "Options of every command";
+
 const EXAMPLES: &str = "\
 Examples:
-  hull run --rm busybox echo hello          run a command in a new pod, print its output, remove the pod
+  hull run --rm busybox echo hello          run a command in a new pod, print its output
   hull run -d --name web -p 8080:80 nginx   run a service in the background
   hull exec web nginx -t                    run a command in it
   hull logs -f web                          follow its output
@@ -82,8 +90,8 @@ Examples:
 
 Pods, containers and images are named by id, by the beginning of an id, or by name.
 
-Exit status: that of the command for run and exec; otherwise 0, or 125 if hull or hulld failed, 2 if the command line
-is wrong.";
+Exit status: that of the command for run and exec; otherwise 0, 125 if hull or hulld failed,
+2 if the command line is wrong.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -54,8 +54,9 @@ Examples:
   crictl --runtime-endpoint unix:///run/hull/hull.sock info
   hull run busybox echo hello
 
-Flags win over the file, the file over the defaults. Every key of the file is explained in hull.toml, which comes with
-hull. SIGTERM and SIGINT end hulld after the requests under way (at most 5 s); pods go on running.";
+Flags win over the file, the file over the defaults. Every key of the file is explained in the
+hull.toml that comes with hull. SIGTERM and SIGINT end hulld after the requests under way (at most
+5 s); pods go on running.";
 
 impl Args {
     /// What the flags say about the configuration.
