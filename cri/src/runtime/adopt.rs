@@ -1,0 +1,216 @@
+//! The start of hulld: what still runs is taken up, what has ended is noted, what nobody knows is cleared away.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use hull_agent::protocol::messages::{StopSandbox, request};
+use hull_images::LayerId;
+
+use super::objects::{Container, Pod, container_key, pod_key};
+use super::translate::pod;
+use super::{OpenError, Runtime, blocking};
+use crate::api::runtime::PodSandboxConfig;
+use crate::sandbox::{Place, SandboxError, Slots};
+use crate::store::record::{ContainerRecord, EXIT_CODE_UNKNOWN, PodPhase, SandboxRecord};
+
+/// How long an agent may take before hulld serves requests without it; then it is tried further in the background.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between attempts to reach an agent that is there and does not answer.
+const PAUSE: Duration = Duration::from_secs(2);
+
+impl Runtime {
+    pub(super) async fn adopt_all(self: &Arc<Self>) -> Result<(), OpenError> {
+        for record in self.store.sandboxes.load()? {
+            self.add_recorded_pod(record);
+        }
+        for record in self.store.containers.load()? {
+            self.add_recorded_container(record)?;
+        }
+        let pods = self.objects.pods();
+        join_all(pods.iter().map(|pod| self.adopt(pod))).await;
+        self.sweep_directories().await;
+        let live: BTreeSet<String> = self
+            .objects
+            .pods()
+            .iter()
+            .filter(|pod| pod.with_record(|record| record.network_held))
+            .map(|pod| pod.id().to_owned())
+            .collect();
+        if let Err(error) = self.network.collect(&live).await {
+            tracing::warn!(%error, "cannot give back the network of pods that are gone");
+        }
+        let images = Arc::clone(&self.images);
+        match blocking(move || images.sweep()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot sweep the image store"),
+            Err(error) => tracing::warn!(%error, "cannot sweep the image store"),
+        }
+        Ok(())
+    }
+
+    fn add_recorded_pod(&self, record: SandboxRecord) {
+        let directory = self.pod_directory(&record.id);
+        let launcher = self.launcher(&record.runtime_handler).unwrap_or_else(|error| {
+            tracing::warn!(pod = record.id, %error, "the pod's runtime handler is gone; its pod can only be removed");
+            Arc::clone(&self.launcher)
+        });
+        let metadata = record.config.as_ref().and_then(|config| config.metadata.as_ref());
+        if let Some(metadata) = metadata {
+            self.pod_names.hold(pod_key(metadata), record.id.clone());
+        }
+        self.objects.add_pod(Pod::new(record, launcher, directory));
+    }
+
+    fn add_recorded_container(&self, record: ContainerRecord) -> Result<(), OpenError> {
+        let Ok(pod) = self.objects.pod(&record.sandbox_id) else {
+            tracing::warn!(container = record.id, "a container's pod is gone; so is the container");
+            self.store.containers.remove(&record.id)?;
+            return Ok(());
+        };
+        let layers: Vec<LayerId> = record
+            .image
+            .iter()
+            .flat_map(|image| &image.layers)
+            .filter_map(|layer| layer.parse().ok())
+            .collect();
+        let metadata = record.config.as_ref().and_then(|config| config.metadata.as_ref());
+        if let Some(metadata) = metadata {
+            self.container_names.hold(container_key(pod.id(), metadata), record.id.clone());
+        }
+        self.objects.add_container(Container::new(record, pod, self.images.hold(&layers)));
+        Ok(())
+    }
+
+    async fn adopt(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let this_boot = pod.with_record(|record| record.boot_id == self.boot_id);
+        match pod.phase() {
+            PodPhase::Creating => self.unmake(pod).await,
+            PodPhase::Ready | PodPhase::Lost if !this_boot => self.note_reboot(pod),
+            PodPhase::Ready => self.reach(pod).await,
+            PodPhase::Lost | PodPhase::Stopped => {
+                self.note_exit_records(pod);
+                self.end_all(pod, EXIT_CODE_UNKNOWN, "AgentLost", "the pod's agent ended unexpectedly");
+            }
+        }
+    }
+
+    /// hulld was killed while it made this pod; nobody was told of it.
+    async fn unmake(self: &Arc<Self>, pod: &Arc<Pod>) {
+        match self.dismantle(pod).await {
+            Ok(()) => {
+                if let Some(metadata) = pod.with_record(|record| record.config.clone()?.metadata) {
+                    self.pod_names.release(&pod_key(&metadata), pod.id());
+                }
+                self.objects.remove_pod(pod.id());
+                if let Err(error) = self.store.sandboxes.remove(pod.id()) {
+                    tracing::warn!(pod = pod.id(), %error, "the record of a pod that was not made stays");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(pod = pod.id(), %error, "a pod that was not made cannot be cleared away yet");
+                pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
+            }
+        }
+    }
+
+    /// Nothing survives a restart of the machine, but that it was there must not be forgotten: a pod that is to run
+    /// once would run twice.
+    fn note_reboot(&self, pod: &Pod) {
+        let message = "the machine was restarted while the container ran";
+        self.end_all(pod, EXIT_CODE_UNKNOWN, "NodeRebooted", message);
+        if pod.phase() == PodPhase::Ready {
+            tracing::info!(pod = pod.id(), "the pod is of another boot of this machine");
+            pod.change(&self.store, |record| {
+                record.set_phase(PodPhase::Lost);
+                record.agent_pid = 0;
+            });
+        }
+    }
+
+    /// Connects to the agent of a pod that should live. One that is gone ends its pod; one that is slow is given time.
+    async fn reach(self: &Arc<Self>, pod: &Arc<Pod>) {
+        match tokio::time::timeout(PATIENCE, self.reconnect(pod)).await {
+            Ok(Ok(())) => tracing::info!(pod = pod.id(), "took up the pod"),
+            Ok(Err(SandboxError::Lost(reason))) => {
+                tracing::info!(pod = pod.id(), reason, "cannot connect to the pod's agent");
+                self.end_pod_of_lost_agent(pod).await;
+            }
+            Ok(Err(error)) => self.reach_later(pod, &error.to_string()),
+            Err(_) => self.reach_later(pod, "it does not answer"),
+        }
+    }
+
+    fn reach_later(self: &Arc<Self>, pod: &Arc<Pod>, reason: &str) {
+        tracing::warn!(pod = pod.id(), reason, "cannot take up the pod yet; trying on");
+        let (runtime, pod) = (Arc::clone(self), Arc::clone(pod));
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = runtime.closing.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => {}
+                }
+                let _order = pod.order.write().await;
+                if pod.is_ending() || pod.phase() != PodPhase::Ready {
+                    return;
+                }
+                match tokio::time::timeout(PATIENCE, runtime.reconnect(&pod)).await {
+                    Ok(Ok(())) => {
+                        tracing::info!(pod = pod.id(), "took up the pod");
+                        return;
+                    }
+                    Ok(Err(SandboxError::Lost(_))) => return runtime.end_pod_of_lost_agent(&pod).await,
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+        });
+    }
+
+    /// Directories of pods and containers that have no record.
+    async fn sweep_directories(self: &Arc<Self>) {
+        for id in names_in(&self.config.state.join("pods")) {
+            if self.objects.pods().iter().all(|pod| pod.id() != id) {
+                tracing::warn!(pod = id, "ending a pod that has no record");
+                self.end_unknown_pod(&id).await;
+            }
+        }
+        for id in names_in(&self.config.root.join("containers")) {
+            if self.objects.containers().iter().all(|container| container.id() != id)
+                && let Err(error) = self.remove_tree(self.container_directory(&id)).await
+            {
+                tracing::warn!(container = id, %error, "cannot sweep a container that has no record");
+            }
+        }
+    }
+
+    /// Its agent is asked to end it; should that fail, it notices the removal of its directory.
+    async fn end_unknown_pod(&self, id: &str) {
+        let cgroup = pod::cgroup(&PodSandboxConfig::default(), &self.config.cgroup.parent, id);
+        let (cgroup_parent, cgroup_levels) = cgroup.unwrap_or_default();
+        let place =
+            Place { id: id.to_owned(), directory: self.pod_directory(id), cgroup_parent, cgroup_levels };
+        let ending = async {
+            let (agent, _events) = self.launcher.reconnect(&place).await?;
+            agent.order("stop the pod", request::Call::StopSandbox(StopSandbox {}), Slots::default()).await
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, ending).await {
+            tracing::debug!(pod = id, %error, "no agent to ask");
+        }
+        let (launcher, directory) = (Arc::clone(&self.launcher), place.directory.clone());
+        let cleared = blocking(move || launcher.clear(&place, &[])).await;
+        if let Ok(Err(error)) = cleared {
+            tracing::warn!(pod = id, %error, "cannot clear away the cgroup of a pod that has no record");
+        }
+        if let Err(error) = self.remove_tree(directory).await {
+            tracing::warn!(pod = id, %error, "cannot sweep a pod that has no record");
+        }
+    }
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}

@@ -1,0 +1,207 @@
+//! CreateContainer: a record, a writable directory and a plan that is known to be good; nothing runs yet.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use hull_images::Image;
+
+use super::names::Claim;
+use super::objects::{Container, Pod, container_key};
+use super::translate::container::{self, Facts, WRITABLE};
+use super::translate::{devices, mounts, profile};
+use super::{Error, Result, Runtime, blocking, host, volumes};
+use crate::api::runtime::{ContainerConfig, CreateContainerRequest, NamespaceMode, PodSandboxConfig};
+use crate::security::seccomp;
+use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, SandboxRecord};
+
+impl Runtime {
+    /// Makes a container in a pod and returns its id. A repeated request joins the one under way, or gets the
+    /// container that it made.
+    pub async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<String> {
+        let pod = self.objects.pod(&request.pod_sandbox_id)?;
+        let config =
+            request.config.ok_or_else(|| Error::Invalid("the request has no container config".into()))?;
+        let pod_config = pod.with_record(|record| record.config.clone()).unwrap_or_default();
+        let metadata = container::check(&config, &pod_config)?;
+        match self.container_names.claim(container_key(pod.id(), &metadata), config.clone()) {
+            Claim::New(reservation) => {
+                let runtime = Arc::clone(self);
+                let making = async move {
+                    let result = runtime.make_container(&pod, config, pod_config).await;
+                    reservation.complete(&result);
+                    result
+                };
+                self.to_the_end(making).await
+            }
+            Claim::Joined(joined) => joined.result().await,
+            Claim::Conflict => Err(Error::AlreadyExists(format!(
+                "another container {} (attempt {}) is being made in the pod sandbox {} at this moment",
+                metadata.name,
+                metadata.attempt,
+                pod.id()
+            ))),
+            Claim::Held(id) => self.same_container(&id, &config),
+        }
+    }
+
+    /// The container that has the name already, if it is the one that is asked for and nobody has used it yet.
+    fn same_container(&self, id: &str, config: &ContainerConfig) -> Result<String> {
+        let container = self.objects.container(id)?;
+        let same = container.with_record(|record| {
+            record.config.as_ref() == Some(config) && record.phase() == ContainerPhase::Created
+        });
+        if same {
+            return Ok(id.to_owned());
+        }
+        Err(Error::AlreadyExists(format!(
+            "the container {id} has this name and attempt; it differs from what is asked for, or was started already"
+        )))
+    }
+
+    async fn make_container(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        config: ContainerConfig,
+        pod_config: PodSandboxConfig,
+    ) -> Result<String> {
+        let _order = pod.order.read().await;
+        pod.ready_agent()?;
+        let image = self.image_of(&config)?;
+        let layers = self.images.hold(&image.layers);
+        let id = super::run_pod_sandbox::new_id()?;
+        let volumes = mounts::volumes(&image.config.volumes, &config.mounts)?;
+        let log_path = container::log_path(&config, &pod_config);
+        let record = ContainerRecord {
+            id: id.clone(),
+            sandbox_id: pod.id().to_owned(),
+            image: Some(facts_of(&image, &config)),
+            config: Some(config),
+            boot_id: self.boot_id.clone(),
+            phase: ContainerPhase::Created.into(),
+            created_at: host::now(),
+            log_path: log_path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            volumes,
+            ..Default::default()
+        };
+        let directory = self.container_directory(&id);
+        // A request that cannot be planned leaves nothing behind.
+        let facts = facts(&record, self.apparmor).await?;
+        let pod_record = pod.record();
+        container::plan(&record, &pod_record, &directory, &facts)?;
+        self.check_target(pod, &record, &pod_record)?;
+
+        self.store.containers.put(&record)?;
+        if let Err(error) = self.make_directories(&directory, &record.volumes, &image).await {
+            self.discard(&id).await;
+            return Err(error);
+        }
+        self.objects.add_container(Container::new(record, Arc::clone(pod), layers));
+        Ok(id)
+    }
+
+    fn image_of(&self, config: &ContainerConfig) -> Result<Image> {
+        let name = config.image.as_ref().map_or("", |image| image.image.as_str());
+        if name.is_empty() {
+            return Err(Error::Invalid("the container config names no image".into()));
+        }
+        self.images.find(name)?.ok_or_else(|| Error::NotFound { what: "image", id: name.to_owned() })
+    }
+
+    /// A debug container joins the processes of a container of its own pod that runs.
+    fn check_target(&self, pod: &Pod, record: &ContainerRecord, _pod: &SandboxRecord) -> Result<()> {
+        let context = record.config.as_ref().map(container::context).unwrap_or_default();
+        let Some(options) = context.namespace_options else { return Ok(()) };
+        if options.pid() != NamespaceMode::Target {
+            return Ok(());
+        }
+        match pod.container(&options.target_id).map(|target| target.phase()) {
+            Some(ContainerPhase::Running) => Ok(()),
+            Some(_) => Err(Error::FailedPrecondition(format!(
+                "the target container {} does not run",
+                options.target_id
+            ))),
+            None => Err(Error::Invalid(format!(
+                "the target container {} is not in the pod sandbox {}",
+                options.target_id,
+                pod.id()
+            ))),
+        }
+    }
+
+    async fn make_directories(
+        &self,
+        directory: &Path,
+        volumes: &BTreeMap<String, String>,
+        image: &Image,
+    ) -> Result<()> {
+        let failed = |error: std::io::Error| {
+            Error::Internal(format!("cannot make the container's directory {}: {error}", directory.display()))
+        };
+        let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path).map_err(failed);
+        make(directory, 0o700)?;
+        make(&directory.join(WRITABLE), 0o700)?;
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let (directory, volumes) = (directory.to_owned(), volumes.clone());
+        let (images, layers) = (Arc::clone(&self.images), image.layers.clone());
+        blocking(move || volumes::fill(&directory, &volumes, &images, &layers)).await?
+    }
+
+    /// Takes back a container that was not made whole.
+    async fn discard(&self, id: &str) {
+        if let Err(error) = self.remove_tree(self.container_directory(id)).await {
+            tracing::warn!(container = id, %error, "a container that was not made leaves a directory");
+        }
+        if let Err(error) = self.store.containers.remove(id) {
+            tracing::warn!(container = id, %error, "a container that was not made leaves a record");
+        }
+    }
+}
+
+fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
+    let asked = config.image.as_ref().map_or("", |spec| spec.user_specified_image.as_str());
+    let tag = image.repo_tags.iter().find(|tag| *tag == asked).or(image.repo_tags.first());
+    ImageFacts {
+        id: image.id.clone(),
+        layers: image.layers.iter().map(ToString::to_string).collect(),
+        user: image.config.user.clone(),
+        env: image.config.env.clone(),
+        entrypoint: image.config.entrypoint.clone(),
+        cmd: image.config.cmd.clone(),
+        working_dir: image.config.working_dir.clone(),
+        volumes: image.config.volumes.clone(),
+        stop_signal: image.config.stop_signal.clone().unwrap_or_default(),
+        repo_digest: image.repo_digests.first().cloned().unwrap_or_default(),
+        repo_tag: tag.cloned().unwrap_or_default(),
+    }
+}
+
+/// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
+/// always).
+pub(super) async fn facts(record: &ContainerRecord, apparmor: bool) -> Result<Facts> {
+    let config = record.config.clone().unwrap_or_default();
+    let context = container::context(&config);
+    let profile = profile::seccomp(&context)?;
+    let capabilities = container::capabilities(&context)?.bounding;
+    let look = move || -> Result<Facts> {
+        let path = profile::seccomp_path(&profile);
+        let kind = match (&profile, &path) {
+            (profile::Profile::RuntimeDefault, _) => seccomp::Profile::RuntimeDefault,
+            (_, Some(path)) => seccomp::Profile::Localhost(path),
+            (_, None) => seccomp::Profile::Unconfined,
+        };
+        let program =
+            seccomp::compile(kind, capabilities).map_err(|error| Error::Invalid(error.to_string()))?;
+        Ok(Facts {
+            devices: devices::look_up(&config.devices, context.privileged)?,
+            seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
+            seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
+            apparmor,
+        })
+    };
+    blocking(look).await?
+}

@@ -1,0 +1,186 @@
+//! ExecSync: a command inside a container, with its output.
+//!
+//! The output goes through pipes from the process to hulld; the agent never sees it. Each stream is kept up to a bound
+//! and read on to the end (containerd CVE-2022-31030).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hull_agent::protocol::messages::{self, ExecEnded, request, response};
+use rustix::pipe::PipeFlags;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use super::{Error, Result, Runtime};
+use crate::api::runtime::{ExecSyncRequest, ExecSyncResponse};
+use crate::sandbox::Slots;
+use crate::store::record::ContainerPhase;
+
+/// Most bytes of each stream that are kept.
+const MAX_OUTPUT: usize = 16 << 20;
+/// The answer must fit into one gRPC message with both streams and a little more.
+const MAX_ANSWER: usize = crate::api::MAX_MESSAGE - 4096;
+/// How long output is waited for after the command has ended: something that it left behind may hold the pipes open.
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// How long after its time limit an agent may take to say that it killed the command.
+const LIMIT_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Runtime {
+    /// Runs a command to its end, or to its time limit.
+    pub async fn exec_sync(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse> {
+        let container = self.objects.container(&request.container_id)?;
+        if request.cmd.first().is_none_or(String::is_empty) {
+            return Err(Error::Invalid("the request has no command".into()));
+        }
+        if container.phase() != ContainerPhase::Running {
+            return Err(Error::FailedPrecondition(format!("the container {} does not run", container.id())));
+        }
+        let agent = container.pod.ready_agent()?;
+        let limit = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+        let mut slots = Slots::default();
+        let (stdout, theirs) = output_pipe()?;
+        let stdout_slot = slots.descriptor(theirs);
+        let (stderr, theirs) = output_pipe()?;
+        let stderr_slot = slots.descriptor(theirs);
+        let process = messages::Process { args: request.cmd, ..Default::default() };
+        let exec = messages::Exec {
+            container_id: container.id().to_owned(),
+            process: Some(process),
+            stdin: None,
+            stdout: Some(stdout_slot),
+            stderr: Some(stderr_slot),
+            timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            inherit: true,
+        };
+        let call = agent.call(request::Call::Exec(exec), slots);
+        let ended = async {
+            let answer = if limit.is_zero() {
+                call.await
+            } else {
+                match tokio::time::timeout(limit + LIMIT_PATIENCE, call).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Err(timed_out(limit)),
+                }
+            };
+            let doing = format!("cannot execute a command in the container {}", container.id());
+            match answer.map_err(Error::sandbox(doing))? {
+                response::Outcome::ExecEnded(ended) if ended.timed_out => Err(timed_out(limit)),
+                response::Outcome::ExecEnded(ended) => Ok(ended),
+                _ => Err(Error::Internal("the agent gave an answer that does not fit an exec".into())),
+            }
+        };
+        let (ended, stdout, stderr) = collect(ended, stdout, stderr).await?;
+        Ok(answer(ended, stdout, stderr))
+    }
+}
+
+/// As kubelet expects of a probe that takes too long: DEADLINE_EXCEEDED.
+fn timed_out(limit: Duration) -> Error {
+    Error::DeadlineExceeded(format!("the command did not end within {} s and was killed", limit.as_secs()))
+}
+
+/// A pipe for one stream; our end never blocks, theirs is an ordinary one.
+fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
+    let failed = |error: io::Error| Error::Internal(format!("cannot make a pipe: {error}"));
+    let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| failed(errno.into()))?;
+    Ok((pipe::Receiver::from_owned_fd(ours).map_err(failed)?, theirs))
+}
+
+/// Reads both streams while the command runs, and what is left of them after it.
+async fn collect(
+    ended: impl Future<Output = Result<ExecEnded>>,
+    mut stdout: pipe::Receiver,
+    mut stderr: pipe::Receiver,
+) -> Result<(ExecEnded, Vec<u8>, Vec<u8>)> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let ended = {
+        let streams = async {
+            tokio::join!(read_bounded(&mut stdout, &mut out), read_bounded(&mut stderr, &mut err));
+        };
+        let (mut streams, mut ended) = (std::pin::pin!(streams), std::pin::pin!(ended));
+        tokio::select! {
+            result = &mut ended => {
+                let result = result?;
+                // What the process itself wrote is in the pipes; only others can make this wait.
+                let _ = tokio::time::timeout(AFTERMATH, streams).await;
+                result
+            }
+            () = &mut streams => ended.await?,
+        }
+    };
+    Ok((ended, out, err))
+}
+
+/// Reads to the end and keeps the beginning. A stream that breaks has ended.
+async fn read_bounded(stream: &mut pipe::Receiver, kept: &mut Vec<u8>) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => {
+                let room = (MAX_OUTPUT - kept.len()).min(length);
+                kept.extend_from_slice(&buffer[..room]);
+            }
+        }
+    }
+}
+
+fn answer(ended: ExecEnded, mut stdout: Vec<u8>, mut stderr: Vec<u8>) -> ExecSyncResponse {
+    if stdout.len() + stderr.len() > MAX_ANSWER {
+        // The shorter one is kept whole as far as possible.
+        let half = MAX_ANSWER / 2;
+        let room_for_stderr = stderr.len().min(half.max(MAX_ANSWER.saturating_sub(stdout.len())));
+        stderr.truncate(room_for_stderr);
+        stdout.truncate(MAX_ANSWER - stderr.len());
+    }
+    ExecSyncResponse { stdout, stderr, exit_code: ended.exit_code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn ended() -> ExecEnded {
+        ExecEnded { exit_code: 3, timed_out: false }
+    }
+
+    #[tokio::test]
+    async fn output_beyond_the_bound_is_read_and_dropped() {
+        let (stdout, theirs) = output_pipe().unwrap();
+        let (stderr, no_output) = output_pipe().unwrap();
+        drop(no_output);
+        let writer = std::thread::spawn(move || {
+            let mut theirs = std::fs::File::from(theirs);
+            let block = vec![b'x'; 1 << 20];
+            for _ in 0..20 {
+                theirs.write_all(&block).unwrap();
+            }
+        });
+        let (ended, out, err) = collect(async { Ok(ended()) }, stdout, stderr).await.unwrap();
+        assert_eq!((ended.exit_code, out.len(), err.len()), (3, MAX_OUTPUT, 0));
+        writer.join().unwrap();
+        assert!(answer(ended, out, err).stdout.len() <= MAX_ANSWER);
+    }
+
+    #[tokio::test]
+    async fn a_child_left_behind_does_not_hold_up_the_answer() {
+        let (stdout, held_open) = output_pipe().unwrap();
+        let (stderr, _also_held_open) = output_pipe().unwrap();
+        let mut file = std::fs::File::from(held_open.try_clone().unwrap());
+        file.write_all(b"last words").unwrap();
+        let (_, out, _) = collect(async { Ok(ended()) }, stdout, stderr).await.unwrap();
+        assert_eq!(out, b"last words");
+    }
+
+    #[test]
+    fn both_streams_share_one_answer() {
+        let long = vec![0; MAX_OUTPUT];
+        let both = answer(ended(), long.clone(), long.clone());
+        assert_eq!(both.stdout.len() + both.stderr.len(), MAX_ANSWER);
+        let one = answer(ended(), long, vec![0; 10]);
+        assert_eq!((one.stdout.len(), one.stderr.len()), (MAX_ANSWER - 10, 10));
+    }
+}

@@ -1,0 +1,189 @@
+//! What agents tell: exits, and their own end.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_agent::protocol::exit_record;
+use hull_agent::protocol::messages::{ContainerState, Event, ExitRecord, event};
+
+use super::objects::{Container, Pod};
+use super::{Runtime, blocking, host};
+use crate::sandbox::{Agent, Events, SandboxError};
+use crate::store::record::{ContainerPhase, EXIT_CODE_UNKNOWN, Exit, PodPhase, RunningUser};
+
+/// A broken connection to a living agent is mended at once or not at all.
+const MEND: Duration = Duration::from_millis(400);
+
+impl Runtime {
+    /// Follows the events of a pod's agent until it, or hulld, ends.
+    pub(super) fn follow(self: &Arc<Self>, pod: &Arc<Pod>, mut events: Events) {
+        let runtime = Arc::clone(self);
+        let pod = Arc::clone(pod);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = runtime.closing.cancelled() => return,
+                    event = events.recv() => match event {
+                        Some(event) => runtime.note(&pod, event),
+                        None => break,
+                    },
+                }
+            }
+            if !pod.is_ending() && !runtime.closing.is_cancelled() {
+                runtime.agent_lost(&pod).await;
+            }
+        });
+    }
+
+    fn note(&self, pod: &Pod, event: Event) {
+        match event.event {
+            Some(event::Event::Exited(record)) => self.note_exit(pod, &record),
+            Some(event::Event::Oom(container)) => {
+                tracing::info!(pod = pod.id(), container, "the kernel killed a process for memory");
+            }
+            None => tracing::debug!(pod = pod.id(), "an event of a kind that this hulld does not know"),
+        }
+    }
+
+    /// Commits a container's end.
+    pub(super) fn note_exit(&self, pod: &Pod, record: &ExitRecord) {
+        let Some(container) = pod.container(&record.container_id) else {
+            tracing::debug!(pod = pod.id(), container = record.container_id, "an unknown container ended");
+            return;
+        };
+        let exit = Exit {
+            code: record.exit_code,
+            finished_at: record.finished_at,
+            oom_killed: record.oom_killed,
+            reason: None,
+            message: String::new(),
+        };
+        container.ended(&self.store, record.started_at, exit);
+    }
+
+    /// Brings a container up to what its agent knows of it.
+    pub(super) fn note_state(&self, pod: &Pod, state: &ContainerState) {
+        let Some(container) = pod.container(&state.id) else { return };
+        if let Some(exit) = &state.exit {
+            self.note_exit(pod, exit);
+        } else if container.phase() == ContainerPhase::Starting {
+            // hulld was killed between the agent's start and its own note of it; who runs there is not known.
+            container.change(&self.store, |record| {
+                record.started(state.pid, state.started_at, RunningUser::default());
+            });
+        }
+    }
+
+    /// Commits what the exit records in the pod's directory tell.
+    pub(super) fn note_exit_records(&self, pod: &Pod) {
+        let directory = pod.place().directory;
+        let records = match fs::File::open(&directory).and_then(|dir| exit_record::list(dir.as_fd())) {
+            Ok(records) => records,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => {
+                tracing::warn!(pod = pod.id(), %error, "cannot read the pod's exit records");
+                return;
+            }
+        };
+        for record in &records {
+            self.note_exit(pod, record);
+        }
+    }
+
+    /// Every container that is not known to have ended has, nobody knows how.
+    pub(super) fn end_all(&self, pod: &Pod, code: i32, reason: &'static str, message: &str) {
+        for container in pod.containers() {
+            let exit = Exit {
+                code,
+                finished_at: host::now(),
+                oom_killed: false,
+                reason: Some(reason),
+                message: message.to_owned(),
+            };
+            container.ended(&self.store, 0, exit);
+        }
+    }
+
+    /// The agent's connection ended unasked: it is mended, or the pod is ended.
+    async fn agent_lost(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let _order = pod.order.write().await;
+        if pod.phase() != PodPhase::Ready || pod.is_ending() {
+            return;
+        }
+        pod.set_agent(None);
+        if let Ok(Ok(())) = tokio::time::timeout(MEND, self.reconnect(pod)).await {
+            tracing::info!(pod = pod.id(), "reconnected to the pod's agent");
+            return;
+        }
+        self.end_pod_of_lost_agent(pod).await;
+    }
+
+    /// Kills what is left of a pod without an agent, and says so in its records.
+    pub(super) async fn end_pod_of_lost_agent(self: &Arc<Self>, pod: &Arc<Pod>) {
+        tracing::warn!(pod = pod.id(), "the pod's agent is gone; its containers are ended");
+        if let Err(error) = self.clear(pod).await {
+            tracing::error!(pod = pod.id(), %error, "cannot clear away what the agent left");
+        }
+        self.note_exit_records(pod);
+        self.end_all(pod, EXIT_CODE_UNKNOWN, "AgentLost", "the pod's agent ended unexpectedly");
+        pod.change(&self.store, |record| {
+            record.set_phase(PodPhase::Lost);
+            record.agent_pid = 0;
+        });
+    }
+
+    /// Ends every process of the pod and removes its cgroups, without its agent's help.
+    pub(super) async fn clear(&self, pod: &Arc<Pod>) -> super::Result<()> {
+        let leaves: Vec<String> =
+            pod.containers().iter().map(|container| container.id().to_owned()).collect();
+        let (launcher, place) = (Arc::clone(&pod.launcher), pod.place());
+        let id = pod.id().to_owned();
+        blocking(move || launcher.clear(&place, &leaves))
+            .await?
+            .map_err(super::Error::sandbox(format!("cannot clear away the pod sandbox {id}")))
+    }
+
+    /// Connects to a pod's agent and catches up with it.
+    pub(super) async fn reconnect(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), SandboxError> {
+        let (agent, events) = pod.launcher.reconnect(&pod.place()).await?;
+        self.catch_up(pod, &agent).await?;
+        pod.set_agent(Some(Arc::new(agent)));
+        self.follow(pod, events);
+        Ok(())
+    }
+
+    async fn catch_up(&self, pod: &Pod, agent: &Agent) -> Result<(), SandboxError> {
+        let report = agent.state(crate::sandbox::agent::ANSWER_TIME).await?;
+        if report.sandbox_id != pod.id() {
+            return Err(SandboxError::Unexpected("the question who it is"));
+        }
+        for state in &report.containers {
+            self.note_state(pod, state);
+        }
+        // What it has been told to forget, or never heard of, left a record or nothing at all.
+        self.note_exit_records(pod);
+        let known =
+            |container: &Arc<Container>| report.containers.iter().any(|state| state.id == container.id());
+        for container in pod.containers().iter().filter(|container| !known(container)) {
+            match container.phase() {
+                ContainerPhase::Starting => {
+                    container.change(&self.store, |record| record.start_never_happened());
+                }
+                ContainerPhase::Running => {
+                    let exit = Exit {
+                        code: EXIT_CODE_UNKNOWN,
+                        finished_at: host::now(),
+                        oom_killed: false,
+                        reason: Some("AgentLost"),
+                        message: "the pod's agent knows nothing of the container".into(),
+                    };
+                    container.ended(&self.store, 0, exit);
+                }
+                ContainerPhase::Created | ContainerPhase::Exited => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,295 @@
+//! The heart of hulld: pods and containers, their records, and one file for each call of CRI.
+
+mod adopt;
+mod container_status;
+mod create_container;
+pub mod error;
+mod exec_sync;
+mod exits;
+mod host;
+mod list_containers;
+mod list_pod_sandbox;
+pub mod names;
+pub mod objects;
+mod pod_sandbox_status;
+mod release;
+mod remove_container;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
+mod runtime_config;
+mod selector;
+mod service;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+pub mod translate;
+mod update_container_resources;
+mod update_runtime_config;
+mod version;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hull_agent::protocol::messages::CgroupLayout;
+use hull_images::{ImageStore, StoreConfig};
+use hull_network::Network;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use error::{Error, Result};
+pub(crate) use host::now;
+pub use release::ReleaseReport;
+pub use service::RuntimeServer;
+
+use self::names::Names;
+use self::objects::{ContainerKey, Objects, PodKey};
+use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
+use crate::config::{Config, NetworkMode};
+use crate::sandbox::process::ProcessLauncher;
+use crate::sandbox::{Launcher, SandboxError};
+use crate::store::{Store, StoreError};
+
+/// What a RunPodSandbox asks for; two equal ones are the same operation.
+type PodRequest = (PodSandboxConfig, String);
+
+/// Why hulld cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory cannot be made or used.
+    #[error("cannot use the directory {path}: {source}")]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The boot id cannot be read.
+    #[error("cannot read the id of this boot: {0}")]
+    BootId(std::io::Error),
+    /// No hull-agent was found.
+    #[error("the program hull-agent is in none of {0:?}; name it with agent.path in the configuration")]
+    NoAgent(Vec<PathBuf>),
+    /// The image store cannot be used.
+    #[error("cannot open the image store: {0}")]
+    Images(#[from] hull_images::StoreError),
+    /// The network cannot be used.
+    #[error("cannot open the network: {0}")]
+    Network(#[from] hull_network::NetworkError),
+    /// The records cannot be read.
+    #[error("cannot read the records: {0}")]
+    Store(#[from] StoreError),
+    /// There are no usable cgroups.
+    #[error("cannot use the cgroups: {0}")]
+    Cgroup(#[from] hull_agent::cgroup::CgroupError),
+    /// Processes cannot be launched.
+    #[error("cannot launch pods: {0}")]
+    Launcher(#[from] SandboxError),
+}
+
+/// A running hulld, without its sockets.
+pub struct Runtime {
+    config: Config,
+    store: Store,
+    images: Arc<ImageStore>,
+    network: Arc<Network>,
+    launcher: Arc<dyn Launcher>,
+    objects: Objects,
+    pod_names: Names<PodKey, PodRequest>,
+    container_names: Names<ContainerKey, ContainerConfig>,
+    boot_id: String,
+    layout: CgroupLayout,
+    apparmor: bool,
+    started_at: i64,
+    closing: CancellationToken,
+    operations: TaskTracker,
+}
+
+impl Runtime {
+    /// Opens everything below the configured directories, takes up what still runs, notes what has ended, and clears
+    /// away what nobody knows. Must be called inside a tokio runtime.
+    pub async fn open(config: Config) -> std::result::Result<Arc<Self>, OpenError> {
+        for directory in [&config.root, &config.state] {
+            make_directory(directory)?;
+        }
+        for directory in [config.root.join("containers"), config.state.join("pods")] {
+            make_directory(&directory)?;
+        }
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(OpenError::BootId)?;
+        let store = Store::open(&config.root.join("state"))?;
+        let images = ImageStore::open(image_config(&config))?;
+        let network = Network::open(network_config(&config)).await?;
+        let layout = hull_agent::cgroup::discover()?;
+        let program = find_agent(&config)?;
+        let launcher = Arc::new(ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?);
+        let runtime = Arc::new(Self {
+            config,
+            store,
+            images,
+            network,
+            launcher,
+            objects: Objects::default(),
+            pod_names: Names::new(),
+            container_names: Names::new(),
+            boot_id: boot_id.trim().to_owned(),
+            layout,
+            apparmor: host::has_apparmor(),
+            started_at: host::now(),
+            closing: CancellationToken::new(),
+            operations: TaskTracker::new(),
+        });
+        runtime.adopt_all().await?;
+        Ok(runtime)
+    }
+
+    /// Waits for operations under way and lets go of the agents; pods go on.
+    pub async fn shutdown(&self) {
+        self.operations.close();
+        self.operations.wait().await;
+        self.closing.cancel();
+        for pod in self.objects.pods() {
+            pod.set_agent(None);
+        }
+    }
+
+    /// Runs an operation to its end even if its caller goes away meanwhile.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        match self.operations.spawn(operation).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::Internal(format!("an operation broke off: {error}"))),
+        }
+    }
+
+    /// The images.
+    pub(crate) fn images(&self) -> &Arc<ImageStore> {
+        &self.images
+    }
+
+    /// Pods and containers.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The network.
+    pub(crate) fn network(&self) -> &Arc<Network> {
+        &self.network
+    }
+
+    /// The configuration.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where the cgroup hierarchies are.
+    pub(crate) fn layout(&self) -> &CgroupLayout {
+        &self.layout
+    }
+
+    /// Nanoseconds since 1970.
+    pub(crate) fn started_at(&self) -> i64 {
+        self.started_at
+    }
+
+    /// The directory of a pod below the state directory.
+    fn pod_directory(&self, id: &str) -> PathBuf {
+        self.config.state.join("pods").join(id)
+    }
+
+    /// The directory of a container below the root directory.
+    fn container_directory(&self, id: &str) -> PathBuf {
+        self.config.root.join("containers").join(id)
+    }
+
+    /// The launcher of a runtime handler.
+    fn launcher(&self, handler: &str) -> Result<Arc<dyn Launcher>> {
+        match self.config.handler(handler) {
+            Some((_, found)) => match found.kind {
+                crate::config::SandboxKind::Process => Ok(Arc::clone(&self.launcher)),
+            },
+            None => {
+                let known: Vec<_> = self.config.runtimes.handlers.keys().collect();
+                Err(Error::Invalid(format!("there is no runtime handler {handler:?}; there are {known:?}")))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Work for a thread that may wait: files, mounts, cgroups.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Internal(format!("an operation broke off: {error}")))
+}
+
+/// A directory that only root may look into (containerd CVE-2024-25621).
+fn make_directory(path: &Path) -> std::result::Result<(), OpenError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+}
+
+fn image_config(config: &Config) -> StoreConfig {
+    StoreConfig {
+        hosts_dir: config.registry.hosts_dir.clone(),
+        max_parallel_layers: config.registry.max_parallel_layers,
+        progress_timeout: config.registry.progress_timeout,
+        ..StoreConfig::new(&config.root, &config.state)
+    }
+}
+
+fn network_config(config: &Config) -> hull_network::NetworkConfig {
+    let network = &config.network;
+    hull_network::NetworkConfig {
+        mode: match network.mode {
+            NetworkMode::Auto => hull_network::Mode::Auto,
+            NetworkMode::Builtin => hull_network::Mode::Builtin,
+            NetworkMode::Cni => hull_network::Mode::Cni,
+        },
+        state: config.state.clone(),
+        data: config.root.join("network"),
+        netns_dir: network.netns_dir.clone(),
+        bridge: network.bridge.clone(),
+        subnets: network.subnets.clone(),
+        mtu: network.mtu,
+        cni_conf_dir: network.cni_conf_dir.clone(),
+        cni_bin_dirs: network.cni_bin_dirs.clone(),
+    }
+}
+
+/// The program for pods: as configured, or beside hulld, or named by HULL_AGENT, or where packages put it.
+fn find_agent(config: &Config) -> std::result::Result<PathBuf, OpenError> {
+    let mut places = Vec::new();
+    match &config.agent.path {
+        Some(path) => places.push(path.clone()),
+        None => {
+            let beside =
+                std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("hull-agent")));
+            places.extend(beside);
+            places.extend(std::env::var_os("HULL_AGENT").map(PathBuf::from));
+            places.push("/usr/libexec/hull/hull-agent".into());
+        }
+    }
+    places.iter().find(|path| path.is_file()).cloned().ok_or(OpenError::NoAgent(places))
+}
+
+/// The launchers' names with what each can do, for Status.
+fn handlers(config: &Config) -> BTreeMap<String, &'static str> {
+    let mut handlers = BTreeMap::from([(String::new(), "process")]);
+    handlers.extend(config.runtimes.handlers.keys().map(|name| (name.clone(), "process")));
+    handlers
+}

@@ -1,0 +1,369 @@
+//! Pods and containers in memory: their records, their order of operations, the way to their agents.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use hull_images::LayerHold;
+use tokio::sync::watch;
+
+use super::Error;
+use super::error::Result;
+use crate::api::runtime::{ContainerMetadata, PodSandboxMetadata};
+use crate::sandbox::{Agent, Launcher, Place};
+use crate::store::record::{ContainerPhase, ContainerRecord, Exit, PodPhase, SandboxRecord};
+use crate::store::{Store, StoreError, Table};
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A record in memory and on disk. Writes of one record are ordered by its lock.
+#[derive(Debug)]
+struct Kept<R>(Mutex<R>);
+
+impl<R: crate::store::Record + Clone> Kept<R> {
+    fn new(record: R) -> Self {
+        Self(Mutex::new(record))
+    }
+
+    fn get(&self) -> R {
+        lock(&self.0).clone()
+    }
+
+    /// Changes the record if `change` can; on disk first, and not at all if the disk refuses.
+    fn try_change<T>(
+        &self,
+        table: &Table<R>,
+        change: impl FnOnce(&mut R) -> T,
+    ) -> std::result::Result<T, StoreError> {
+        let mut current = lock(&self.0);
+        let mut next = current.clone();
+        let result = change(&mut next);
+        table.put(&next)?;
+        *current = next;
+        Ok(result)
+    }
+
+    /// Tells of what has happened already: kept in memory even if the disk refuses.
+    fn change<T>(&self, table: &Table<R>, change: impl FnOnce(&mut R) -> T) -> T {
+        let mut current = lock(&self.0);
+        let result = change(&mut current);
+        if let Err(error) = table.put(&current) {
+            tracing::error!(id = current.id(), %error, "a change is known only until hulld restarts");
+        }
+        result
+    }
+}
+
+/// What names a pod: name, namespace, uid, attempt.
+pub type PodKey = (String, String, String, u32);
+/// What names a container: its pod, name, attempt.
+pub type ContainerKey = (String, String, u32);
+
+/// The key of a pod's metadata.
+pub fn pod_key(metadata: &PodSandboxMetadata) -> PodKey {
+    let PodSandboxMetadata { name, uid, namespace, attempt } = metadata.clone();
+    (name, namespace, uid, attempt)
+}
+
+/// The key of a container's metadata.
+pub fn container_key(pod: &str, metadata: &ContainerMetadata) -> ContainerKey {
+    (pod.to_owned(), metadata.name.clone(), metadata.attempt)
+}
+
+/// A pod.
+#[derive(Debug)]
+pub struct Pod {
+    id: String,
+    record: Kept<SandboxRecord>,
+    /// Operations on the pod as a whole write, those on one of its containers read. Taken before a container's.
+    pub order: tokio::sync::RwLock<()>,
+    /// How it was made.
+    pub launcher: Arc<dyn Launcher>,
+    directory: PathBuf,
+    agent: Mutex<Option<Arc<Agent>>>,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    ending: AtomicBool,
+}
+
+impl Pod {
+    /// A pod with this record; `directory` is its volatile one.
+    pub fn new(record: SandboxRecord, launcher: Arc<dyn Launcher>, directory: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            id: record.id.clone(),
+            record: Kept::new(record),
+            order: tokio::sync::RwLock::new(()),
+            launcher,
+            directory,
+            agent: Mutex::new(None),
+            containers: Mutex::default(),
+            ending: AtomicBool::new(false),
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its record as it stands.
+    pub fn record(&self) -> SandboxRecord {
+        self.record.get()
+    }
+
+    /// Looks at its record without copying it.
+    pub fn with_record<T>(&self, look: impl FnOnce(&SandboxRecord) -> T) -> T {
+        look(&lock(&self.record.0))
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> PodPhase {
+        self.with_record(SandboxRecord::phase)
+    }
+
+    /// Changes the record, on disk first.
+    pub fn try_change<T>(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord) -> T) -> Result<T> {
+        Ok(self.record.try_change(&store.sandboxes, change)?)
+    }
+
+    /// Notes what has happened already.
+    pub fn change<T>(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord) -> T) -> T {
+        self.record.change(&store.sandboxes, change)
+    }
+
+    /// Where it lives on the host.
+    pub fn place(&self) -> Place {
+        self.with_record(|record| Place {
+            id: record.id.clone(),
+            directory: self.directory.clone(),
+            cgroup_parent: record.cgroup_parent.clone(),
+            cgroup_levels: record.cgroup_levels,
+        })
+    }
+
+    /// The way to its agent, if it is connected.
+    pub fn agent(&self) -> Option<Arc<Agent>> {
+        lock(&self.agent).clone()
+    }
+
+    /// Its agent is connected, or no longer.
+    pub fn set_agent(&self, agent: Option<Arc<Agent>>) {
+        *lock(&self.agent) = agent;
+    }
+
+    /// The agent of a pod that can run containers.
+    pub fn ready_agent(&self) -> Result<Arc<Agent>> {
+        if self.phase() != PodPhase::Ready {
+            return Err(Error::FailedPrecondition(format!("the pod sandbox {} is not ready", self.id)));
+        }
+        self.agent().ok_or_else(|| {
+            Error::Unavailable(format!(
+                "the agent of the pod sandbox {} does not answer at the moment",
+                self.id
+            ))
+        })
+    }
+
+    /// From now on the end of its agent is expected.
+    pub fn set_ending(&self, ending: bool) {
+        self.ending.store(ending, Ordering::SeqCst);
+    }
+
+    /// The end of its agent is expected.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Its containers.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// One of its containers.
+    pub fn container(&self, id: &str) -> Option<Arc<Container>> {
+        lock(&self.containers).get(id).cloned()
+    }
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    record: Kept<ContainerRecord>,
+    /// Its pod.
+    pub pod: Arc<Pod>,
+    /// Start, removal and updates, one after the other. Stopping does not wait for them all: a second stop may be
+    /// more urgent than the first.
+    pub order: tokio::sync::Mutex<()>,
+    over: watch::Sender<bool>,
+    _layers: LayerHold,
+}
+
+impl Container {
+    /// A container with this record; `layers` keeps its image's layers on disk.
+    pub fn new(record: ContainerRecord, pod: Arc<Pod>, layers: LayerHold) -> Arc<Self> {
+        Arc::new(Self {
+            id: record.id.clone(),
+            over: watch::Sender::new(record.is_over()),
+            record: Kept::new(record),
+            pod,
+            order: tokio::sync::Mutex::new(()),
+            _layers: layers,
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its record as it stands.
+    pub fn record(&self) -> ContainerRecord {
+        self.record.get()
+    }
+
+    /// Looks at its record without copying it.
+    pub fn with_record<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&lock(&self.record.0))
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> ContainerPhase {
+        self.with_record(ContainerRecord::phase)
+    }
+
+    /// Changes the record, on disk first.
+    pub fn try_change<T>(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord) -> T) -> Result<T> {
+        Ok(self.record.try_change(&store.containers, change)?)
+    }
+
+    /// Notes what has happened already.
+    pub fn change<T>(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord) -> T) -> T {
+        self.record.change(&store.containers, change)
+    }
+
+    /// It ended; whoever waits for that goes on. What came first counts.
+    pub fn ended(&self, store: &Store, started_at: i64, exit: Exit) {
+        // Without the look a repeated report would cost a write.
+        if self
+            .with_record(|record| matches!(record.phase(), ContainerPhase::Created | ContainerPhase::Exited))
+        {
+            return;
+        }
+        self.change(store, |record| {
+            if record.started_at == 0 {
+                record.started_at = started_at;
+            }
+            record.exited(exit);
+        });
+        self.over.send_replace(true);
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait_over(&self) {
+        let mut over = self.over.subscribe();
+        // The sender lives as long as this object.
+        let _ = over.wait_for(|over| *over).await;
+    }
+}
+
+/// Everything there is, by id.
+#[derive(Debug, Default)]
+pub struct Objects {
+    index: RwLock<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    pods: BTreeMap<String, Arc<Pod>>,
+    containers: BTreeMap<String, Arc<Container>>,
+}
+
+impl Objects {
+    fn read<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        look(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        change(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pod with this id, or whose id alone begins like this.
+    pub fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        self.read(|index| find(&index.pods, "pod sandbox", id))
+    }
+
+    /// The container with this id, or whose id alone begins like this.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.read(|index| find(&index.containers, "container", id))
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.read(|index| index.pods.values().cloned().collect())
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.read(|index| index.containers.values().cloned().collect())
+    }
+
+    /// A pod becomes visible.
+    pub fn add_pod(&self, pod: Arc<Pod>) {
+        self.write(|index| index.pods.insert(pod.id().to_owned(), pod));
+    }
+
+    /// A container becomes visible.
+    pub fn add_container(&self, container: Arc<Container>) {
+        lock(&container.pod.containers).insert(container.id().to_owned(), Arc::clone(&container));
+        self.write(|index| index.containers.insert(container.id().to_owned(), container));
+    }
+
+    /// A pod is gone.
+    pub fn remove_pod(&self, id: &str) {
+        self.write(|index| index.pods.remove(id));
+    }
+
+    /// A container is gone.
+    pub fn remove_container(&self, container: &Container) {
+        lock(&container.pod.containers).remove(container.id());
+        self.write(|index| index.containers.remove(container.id()));
+    }
+}
+
+fn find<T>(table: &BTreeMap<String, Arc<T>>, what: &'static str, id: &str) -> Result<Arc<T>> {
+    let missing = || Error::NotFound { what, id: id.to_owned() };
+    if let Some(found) = table.get(id) {
+        return Ok(Arc::clone(found));
+    }
+    if id.is_empty() {
+        return Err(missing());
+    }
+    let mut beginning = table.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id));
+    match (beginning.next(), beginning.next()) {
+        (Some((_, found)), None) => Ok(Arc::clone(found)),
+        (None, _) => Err(missing()),
+        (Some(_), Some(_)) => Err(Error::Invalid(format!("more than one {what}'s id begins with {id:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_found_by_id_or_by_a_beginning_that_fits_one() {
+        let table: BTreeMap<String, Arc<u8>> = [("aa1", 1), ("aa2", 2), ("b", 3), ("bb", 4)]
+            .map(|(key, value)| (key.to_owned(), Arc::new(value)))
+            .into();
+        let find = |id: &str| find(&table, "container", id).map(|found| *found);
+        assert_eq!(find("aa1").unwrap(), 1);
+        assert_eq!(find("b").unwrap(), 3, "a whole id wins over a beginning");
+        assert_eq!(find("bb").unwrap(), 4);
+        assert!(matches!(find("aa"), Err(Error::Invalid(_))));
+        assert!(matches!(find("c"), Err(Error::NotFound { .. })));
+        assert!(matches!(find(""), Err(Error::NotFound { .. })));
+    }
+}

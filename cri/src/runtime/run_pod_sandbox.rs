@@ -1,0 +1,199 @@
+//! RunPodSandbox: a pod with its agent, its cgroup and its network.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hull_network::{Attachment, PodNetwork};
+use rustix::rand::GetRandomFlags;
+
+use super::names::Claim;
+use super::objects::{Pod, pod_key};
+use super::translate::pod;
+use super::{Error, PodRequest, Result, Runtime, host};
+use crate::api::runtime::{PodSandboxConfig, RunPodSandboxRequest};
+use crate::sandbox::{Launched, Launcher, Nascent, Outside, Place};
+use crate::store::record::{PodPhase, SandboxRecord};
+
+impl Runtime {
+    /// Makes a pod and returns its id. A repeated request joins the one under way, or gets the pod that it made.
+    pub async fn run_pod_sandbox(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String> {
+        let config = request.config.ok_or_else(|| Error::Invalid("the request has no pod config".into()))?;
+        let metadata = pod::check(&config)?;
+        let launcher = self.launcher(&request.runtime_handler)?;
+        let wanted: PodRequest = (config, request.runtime_handler);
+        match self.pod_names.claim(pod_key(&metadata), wanted.clone()) {
+            Claim::New(reservation) => {
+                let runtime = Arc::clone(self);
+                let making = async move {
+                    let result = runtime.make_pod(wanted, launcher).await;
+                    reservation.complete(&result);
+                    result
+                };
+                self.to_the_end(making).await
+            }
+            Claim::Joined(joined) => joined.result().await,
+            Claim::Conflict => Err(Error::AlreadyExists(format!(
+                "another pod sandbox {}/{} (attempt {}) is being made at this moment",
+                metadata.namespace, metadata.name, metadata.attempt
+            ))),
+            Claim::Held(id) => self.same_pod(&id, &wanted),
+        }
+    }
+
+    /// The pod that has the name already, if it is the one that is asked for.
+    fn same_pod(&self, id: &str, (config, handler): &PodRequest) -> Result<String> {
+        let pod = self.objects.pod(id)?;
+        let same = pod.with_record(|record| {
+            record.config.as_ref() == Some(config) && record.runtime_handler == *handler
+        });
+        match pod.phase() {
+            PodPhase::Ready if same => Ok(id.to_owned()),
+            PodPhase::Ready => Err(Error::AlreadyExists(format!(
+                "the pod sandbox {id} has this name and attempt with another config"
+            ))),
+            _ => Err(Error::AlreadyExists(format!(
+                "the pod sandbox {id}, which is not ready, has this name and attempt; remove it first"
+            ))),
+        }
+    }
+
+    async fn make_pod(self: &Arc<Self>, wanted: PodRequest, launcher: Arc<dyn Launcher>) -> Result<String> {
+        let (config, runtime_handler) = wanted;
+        let id = new_id()?;
+        let (cgroup_parent, cgroup_levels) = pod::cgroup(&config, &self.config.cgroup.parent, &id)?;
+        let namespaces = pod::namespaces(&config)?;
+        let host = host::host();
+        let hostname = pod::hostname(&config, namespaces, &host);
+        let network = match namespaces.host_network {
+            true => None,
+            false => Some(pod::network(&id, &config, &hostname)?),
+        };
+        // Everything that could be wrong with the request is found out before anything is made.
+        pod::create_sandbox(&id, &config, &[], &host, self.config.pod.shm_size, cgroup_levels > 0)?;
+
+        let record = SandboxRecord {
+            id: id.clone(),
+            config: Some(config.clone()),
+            runtime_handler,
+            boot_id: self.boot_id.clone(),
+            phase: PodPhase::Creating.into(),
+            created_at: host::now(),
+            network_held: network.is_some(),
+            cgroup_parent,
+            cgroup_levels,
+            hostname,
+            ..Default::default()
+        };
+        self.store.sandboxes.put(&record)?;
+        let pod = Pod::new(record, launcher, self.pod_directory(&id));
+        match self.bring_up(&pod, &config, network, &host).await {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.undo(&pod).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        config: &PodSandboxConfig,
+        network: Option<PodNetwork>,
+        host: &pod::Host,
+    ) -> Result<()> {
+        let (attachment, nascent) = self.network_and_agent(pod, network).await?;
+        let addresses: Vec<IpAddr> =
+            attachment.as_ref().map_or_else(Vec::new, |attachment| attachment.addresses.clone());
+        let ours = pod.with_record(|record| record.cgroup_levels > 0);
+        let shm_size = self.config.pod.shm_size;
+        let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours)?;
+        let outside = Outside {
+            network_namespace: attachment.as_ref().map(|attachment| attachment.namespace.clone()),
+            host_shm: pod::namespaces(config)?.host_ipc,
+        };
+        let launched = nascent.create(request, &outside).await;
+        let Launched { agent, events, created } =
+            launched.map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))?;
+        pod.try_change(&self.store, |record| {
+            record.set_phase(PodPhase::Ready);
+            record.agent_pid = created.agent_pid;
+            record.reaper_pid = created.reaper_pid;
+            record.cgroup_levels = record.cgroup_levels.max(created.cgroup_created_levels);
+            if let Some(attachment) = attachment {
+                record.network_namespace = attachment.namespace.to_string_lossy().into_owned();
+                record.addresses = attachment.addresses.iter().map(IpAddr::to_string).collect();
+                record.network = attachment.network;
+            }
+        })?;
+        pod.set_agent(Some(agent));
+        self.objects.add_pod(Arc::clone(pod));
+        self.follow(pod, events);
+        Ok(())
+    }
+
+    /// The agent's program starts while the network is made.
+    async fn network_and_agent(
+        &self,
+        pod: &Arc<Pod>,
+        network: Option<PodNetwork>,
+    ) -> Result<(Option<Attachment>, Box<dyn Nascent>)> {
+        let place = pod.place();
+        let begin = |place: &Place| {
+            let begun = pod.launcher.begin(place);
+            begun.map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))
+        };
+        let Some(network) = network else { return Ok((None, begin(&place)?)) };
+        let attacher = Arc::clone(&self.network);
+        let attaching = tokio::spawn(async move { attacher.set_up(&network).await });
+        let nascent = begin(&place);
+        let attachment = attaching.await.map_err(|error| {
+            Error::Internal(format!("the making of the pod's network broke off: {error}"))
+        })??;
+        Ok((Some(attachment), nascent?))
+    }
+
+    /// Takes back a pod that could not be made. What cannot be taken back stays as a pod that is not ready, so that
+    /// its owner sees it and its removal is tried again.
+    async fn undo(self: &Arc<Self>, pod: &Arc<Pod>) {
+        match self.dismantle(pod).await {
+            Ok(()) => {
+                if let Err(error) = self.store.sandboxes.remove(pod.id()) {
+                    tracing::warn!(pod = pod.id(), %error, "the record of a pod that was not made stays");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(pod = pod.id(), %error, "a pod that was not made cannot be cleared away yet");
+                pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
+                if let Some(metadata) = pod.with_record(|record| record.config.clone()?.metadata) {
+                    // The reservation frees the name; the pod takes it again only if nobody else has by then.
+                    tracing::debug!(pod = pod.id(), name = metadata.name, "it is listed as not ready");
+                }
+                self.objects.add_pod(Arc::clone(pod));
+            }
+        }
+    }
+}
+
+/// 64 random hex digits.
+pub(super) fn new_id() -> Result<String> {
+    let mut bytes = [0; 32];
+    let filled = rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty())
+        .map_err(|errno| Error::Internal(format!("cannot draw a random id: {errno}")))?;
+    if filled != bytes.len() {
+        return Err(Error::Internal("cannot draw a random id: too few bytes".into()));
+    }
+    Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_64_hex_digits_and_differ() {
+        let (one, other) = (new_id().unwrap(), new_id().unwrap());
+        assert!(crate::store::is_id(&one) && crate::store::is_id(&other));
+        assert_ne!(one, other);
+    }
+}

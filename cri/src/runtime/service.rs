@@ -1,0 +1,216 @@
+//! The three gRPC services, each call handed to its file.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status};
+
+use super::Runtime;
+use crate::api::hull::hull_server::Hull;
+use crate::api::hull::{InfoReply, InfoRequest, PullProgress, PullRequest};
+use crate::api::runtime as cri;
+use crate::api::runtime::image_service_server::ImageService;
+use crate::api::runtime::runtime_service_server::RuntimeService;
+use crate::config::Config;
+use crate::server::Node;
+
+/// What hulld serves.
+#[derive(Clone, Debug)]
+pub struct RuntimeServer(pub Arc<Runtime>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn ok<T>(answer: T) -> Answer<T> {
+    Ok(Response::new(answer))
+}
+
+impl Node for RuntimeServer {
+    type Error = super::OpenError;
+
+    async fn open(config: Config) -> Result<Self, Self::Error> {
+        Ok(Self(Runtime::open(config).await?))
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
+
+// What is not here answers UNIMPLEMENTED (build.rs, default stubs).
+#[tonic::async_trait]
+impl RuntimeService for RuntimeServer {
+    async fn version(&self, request: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        ok(self.0.version(request.get_ref()))
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        ok(self.0.status(request.get_ref()))
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<cri::RuntimeConfigRequest>,
+    ) -> Answer<cri::RuntimeConfigResponse> {
+        ok(self.0.runtime_config(request.get_ref()))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        self.0.update_runtime_config(request.get_ref()).await?;
+        ok(cri::UpdateRuntimeConfigResponse {})
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Answer<cri::RunPodSandboxResponse> {
+        let pod_sandbox_id = self.0.run_pod_sandbox(request.into_inner()).await?;
+        ok(cri::RunPodSandboxResponse { pod_sandbox_id })
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        self.0.stop_pod_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        ok(cri::StopPodSandboxResponse {})
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        self.0.remove_pod_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        ok(cri::RemovePodSandboxResponse {})
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        ok(self.0.pod_sandbox_status(request.get_ref())?)
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        ok(cri::ListPodSandboxResponse { items: self.0.list_pod_sandbox(request.get_ref()) })
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        let container_id = self.0.create_container(request.into_inner()).await?;
+        ok(cri::CreateContainerResponse { container_id })
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        self.0.start_container(&request.get_ref().container_id).await?;
+        ok(cri::StartContainerResponse {})
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Answer<cri::StopContainerResponse> {
+        let request = request.get_ref();
+        self.0.stop_container(&request.container_id, request.timeout).await?;
+        ok(cri::StopContainerResponse {})
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        self.0.remove_container(&request.get_ref().container_id).await?;
+        ok(cri::RemoveContainerResponse {})
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        ok(cri::ListContainersResponse { containers: self.0.list_containers(request.get_ref()) })
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        ok(self.0.container_status(request.get_ref())?)
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        self.0.update_container_resources(request.into_inner()).await?;
+        ok(cri::UpdateContainerResourcesResponse {})
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        self.0.reopen_container_log(&request.get_ref().container_id).await?;
+        ok(cri::ReopenContainerLogResponse {})
+    }
+
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+        ok(self.0.exec_sync(request.into_inner()).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for RuntimeServer {
+    async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
+        ok(cri::ListImagesResponse { images: self.0.list_images(request.get_ref())? })
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Answer<cri::ImageStatusResponse> {
+        ok(self.0.image_status(request.get_ref())?)
+    }
+
+    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
+        ok(cri::PullImageResponse { image_ref: self.0.pull_image(request.into_inner()).await? })
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Answer<cri::RemoveImageResponse> {
+        self.0.remove_image(request.into_inner()).await?;
+        ok(cri::RemoveImageResponse {})
+    }
+
+    async fn image_fs_info(
+        &self,
+        _request: Request<cri::ImageFsInfoRequest>,
+    ) -> Answer<cri::ImageFsInfoResponse> {
+        ok(self.0.image_fs_info().await?)
+    }
+}
+
+#[tonic::async_trait]
+impl Hull for RuntimeServer {
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<BoxStream<'static, Result<PullProgress, Status>>>, Status> {
+        ok(Box::pin(self.0.pull_with_progress(request.into_inner())?))
+    }
+
+    async fn info(&self, _request: Request<InfoRequest>) -> Answer<InfoReply> {
+        ok(self.0.info().await?)
+    }
+}

@@ -1,0 +1,98 @@
+//! StartContainer: the agent makes the container's first process.
+
+use std::sync::Arc;
+
+use hull_agent::protocol::messages::{ContainerStarted, request, response};
+
+use super::create_container::facts;
+use super::objects::Container;
+use super::translate::container;
+use super::{Error, Result, Runtime, blocking, host};
+use crate::sandbox::SandboxError;
+use crate::store::record::{Exit, RunningUser};
+
+/// Exit code of a container that could not be started, as other runtimes report it.
+const START_FAILED: i32 = 128;
+
+impl Runtime {
+    /// Starts a container that has not been started yet.
+    pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
+        let container = self.objects.container(id)?;
+        let runtime = Arc::clone(self);
+        self.to_the_end(async move { runtime.start(&container).await }).await
+    }
+
+    async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let _pod_order = container.pod.order.read().await;
+        let _order = container.order.lock().await;
+        let agent = container.pod.ready_agent()?;
+        if !container.try_change(&self.store, |record| record.begin_start(&self.boot_id))? {
+            return Err(Error::FailedPrecondition(format!(
+                "the container {} was started before: it is {:?}",
+                container.id(),
+                container.phase()
+            )));
+        }
+        let (start, slots) = match self.prepare(container).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.note_failed_start(container, &error);
+                return Err(error);
+            }
+        };
+        match agent.call(request::Call::StartContainer(start), slots).await {
+            Ok(response::Outcome::ContainerStarted(started)) => {
+                self.note_start(container, started);
+                Ok(())
+            }
+            // Whoever learns of the agent's end ends its containers, this one among them.
+            Err(error @ SandboxError::Lost(_)) => Err(Error::sandbox(doing(container))(error)),
+            Ok(_) => {
+                let error =
+                    Error::sandbox(doing(container))(SandboxError::Unexpected("the start of a container"));
+                self.note_failed_start(container, &error);
+                Err(error)
+            }
+            Err(error) => {
+                let error = Error::sandbox(doing(container))(error);
+                self.note_failed_start(container, &error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare(
+        &self,
+        container: &Container,
+    ) -> Result<(hull_agent::protocol::messages::StartContainer, crate::sandbox::Slots)> {
+        let record = container.record();
+        let facts = facts(&record, self.apparmor).await?;
+        let directory = self.container_directory(container.id());
+        let plan = container::plan(&record, &container.pod.record(), &directory, &facts)?;
+        let launcher = Arc::clone(&container.pod.launcher);
+        let sources = plan.sources;
+        let slots =
+            blocking(move || launcher.open(&sources)).await?.map_err(Error::sandbox(doing(container)))?;
+        Ok((plan.start, slots))
+    }
+
+    fn note_start(&self, container: &Container, started: ContainerStarted) {
+        let user = RunningUser { uid: started.uid, gid: started.gid, groups: started.groups };
+        container.change(&self.store, |record| record.started(started.pid, started.started_at, user));
+    }
+
+    fn note_failed_start(&self, container: &Container, error: &Error) {
+        let exit = Exit {
+            code: START_FAILED,
+            finished_at: host::now(),
+            oom_killed: false,
+            reason: Some("StartError"),
+            message: error.to_string(),
+        };
+        container.ended(&self.store, 0, exit);
+    }
+}
+
+fn doing(container: &Container) -> String {
+    format!("cannot start the container {}", container.id())
+}

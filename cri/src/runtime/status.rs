@@ -1,0 +1,58 @@
+//! Status: whether pods can be run, and what can be asked for.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::{Runtime, handlers};
+use crate::api::runtime::{
+    RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
+    StatusResponse,
+};
+
+impl Runtime {
+    /// Conditions as kubelet reads them: RuntimeReady and NetworkReady.
+    pub fn status(&self, request: &StatusRequest) -> StatusResponse {
+        let condition = |kind: &str, problem: Option<String>, reason: &str| RuntimeCondition {
+            r#type: kind.into(),
+            status: problem.is_none(),
+            reason: if problem.is_some() { reason.into() } else { String::new() },
+            message: problem.unwrap_or_default(),
+        };
+        let conditions = vec![
+            condition("RuntimeReady", None, ""),
+            condition("NetworkReady", self.network.ready().err(), "NetworkPluginNotReady"),
+        ];
+        let features = RuntimeHandlerFeatures {
+            // mount_setattr with AT_RECURSIVE is older than every kernel that mounts files as EROFS.
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        };
+        StatusResponse {
+            status: Some(RuntimeStatus { conditions }),
+            info: if request.verbose { self.verbose() } else { BTreeMap::new() },
+            runtime_handlers: handlers(&self.config)
+                .into_keys()
+                .map(|name| RuntimeHandler { name, features: Some(features) })
+                .collect(),
+            features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        }
+    }
+
+    fn verbose(&self) -> BTreeMap<String, String> {
+        let info = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "bootId": self.boot_id,
+            "startedAt": self.started_at,
+            "pods": self.objects.pods().len(),
+            "containers": self.objects.containers().len(),
+            "cgroups": {
+                "unified": self.layout.unified,
+                "unifiedControllers": self.layout.unified_controllers,
+                "v1": self.layout.v1.iter().map(|one| &one.mount_point).collect::<Vec<_>>(),
+            },
+        });
+        let config = serde_json::to_string(&self.config).unwrap_or_default();
+        BTreeMap::from([("hull".into(), info.to_string()), ("config".into(), config)])
+    }
+}

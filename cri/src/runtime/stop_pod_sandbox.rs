@@ -1,0 +1,81 @@
+//! StopPodSandbox: nothing of the pod runs any more, and its network is given back.
+
+use std::sync::Arc;
+
+use hull_agent::protocol::messages::{StopSandbox, request};
+
+use super::objects::Pod;
+use super::translate::pod;
+use super::{Error, Result, Runtime};
+use crate::sandbox::{SandboxError, Slots};
+use crate::store::record::PodPhase;
+
+/// Exit code of a container that was killed with its pod (128 + SIGKILL).
+const KILLED: i32 = 137;
+
+impl Runtime {
+    /// Stops a pod. That it is stopped, or gone, already is no error.
+    pub async fn stop_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<()> {
+        let pod = match self.objects.pod(id) {
+            Err(Error::NotFound { .. }) => return Ok(()),
+            found => found?,
+        };
+        let runtime = Arc::clone(self);
+        let stopping = async move {
+            let _order = pod.order.write().await;
+            runtime.stop_pod(&pod).await
+        };
+        self.to_the_end(stopping).await
+    }
+
+    /// The caller holds the pod's order.
+    pub(super) async fn stop_pod(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        if pod.with_record(|record| record.phase() == PodPhase::Stopped && !record.network_held) {
+            return Ok(());
+        }
+        self.dismantle(pod).await?;
+        pod.try_change(&self.store, |record| {
+            record.set_phase(PodPhase::Stopped);
+            record.addresses.clear();
+            record.agent_pid = 0;
+            record.reaper_pid = 0;
+        })
+    }
+
+    /// Ends the agent and all it runs, removes cgroups, network and volatile directory. Can be repeated until it works.
+    pub(super) async fn dismantle(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        pod.set_ending(true);
+        if let Some(agent) = pod.agent() {
+            let call = request::Call::StopSandbox(StopSandbox {});
+            match agent.order("stop the pod", call, Slots::default()).await {
+                Ok(()) | Err(SandboxError::Lost(_)) => {}
+                Err(error) => {
+                    tracing::warn!(pod = pod.id(), %error, "the pod's agent does not stop it; it is killed");
+                }
+            }
+            pod.set_agent(None);
+        }
+        self.clear(pod).await?;
+        self.note_exit_records(pod);
+        self.end_all(pod, KILLED, "Error", "the container was killed with its pod");
+        if pod.with_record(|record| record.network_held) {
+            let (config, hostname) = pod
+                .with_record(|record| (record.config.clone().unwrap_or_default(), record.hostname.clone()));
+            let network = pod::network(pod.id(), &config, &hostname)?;
+            self.network.tear_down(&network).await?;
+            pod.change(&self.store, |record| record.network_held = false);
+        }
+        self.remove_tree(self.pod_directory(pod.id())).await
+    }
+
+    /// Removes a directory of hull's own with all in it; a missing one is fine.
+    pub(super) async fn remove_tree(&self, path: std::path::PathBuf) -> Result<()> {
+        super::blocking(move || match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Internal(format!("cannot remove {}: {error}", path.display())))
+            }
+            _ => Ok(()),
+        })
+        .await?
+    }
+}

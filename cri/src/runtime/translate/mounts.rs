@@ -1,0 +1,191 @@
+//! CRI's mounts, and the image's VOLUMEs that no mount covers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hull_agent::protocol::messages::{self, Propagation, mount};
+
+use super::invalid;
+use crate::api::runtime::{Mount, MountPropagation};
+use crate::runtime::Error;
+use crate::sandbox::{HostTree, Source};
+
+/// Options of CRI's `mount_options` that a bind mount can have.
+const OPTIONS: [&str; 4] = ["nosuid", "nodev", "noexec", "noatime"];
+
+/// Mounts in the order in which they are made, each source appended to `sources` as its slot.
+pub fn mounts(
+    cri: &[Mount],
+    volumes: &BTreeMap<String, String>,
+    directory: &Path,
+    sources: &mut Vec<Source>,
+) -> Result<Vec<messages::Mount>, Error> {
+    let mut mounts = Vec::with_capacity(cri.len() + volumes.len());
+    for mount in cri {
+        let (made, source) = host_mount(mount)?;
+        mounts.push((made, source));
+    }
+    for (path, name) in uncovered(volumes, cri)? {
+        let made = messages::Mount { destination: path, ..Default::default() };
+        mounts.push((made, Source::Own(directory.join(name))));
+    }
+    // A mount below another one comes after it, whatever the order of the request.
+    mounts.sort_by_key(|(mount, _)| mount.destination.split('/').filter(|part| !part.is_empty()).count());
+    let with_slot = |(mut mount, source): (messages::Mount, Source)| {
+        mount.source = Some(mount::Source::Slot(sources.len() as u32));
+        sources.push(source);
+        mount
+    };
+    Ok(mounts.into_iter().map(with_slot).collect())
+}
+
+fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
+    let destination = destination(&cri.container_path)?;
+    let refuse = |reason: &str| Err(invalid(format!("the mount at {destination} {reason}")));
+    if cri.image.is_some() || !cri.image_sub_path.is_empty() {
+        return Err(Error::Unimplemented(format!(
+            "the mount at {destination} is an image volume, which hull cannot mount yet"
+        )));
+    }
+    if !cri.uid_mappings.is_empty() || !cri.gid_mappings.is_empty() {
+        return Err(Error::Unimplemented(format!(
+            "the mount at {destination} has ID mappings; hull has no user namespaces yet"
+        )));
+    }
+    if !cri.host_path.starts_with('/') || cri.host_path.contains('\0') {
+        return refuse(&format!("has the host path {:?}, which is not absolute", cri.host_path));
+    }
+    let propagation = match MountPropagation::try_from(cri.propagation) {
+        Ok(MountPropagation::PropagationPrivate) => Propagation::Private,
+        Ok(MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
+        Ok(MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
+        Err(_) => return refuse(&format!("has the unknown propagation {}", cri.propagation)),
+    };
+    // KEP-3857: what these conditions allow is exactly what can be promised to be read-only.
+    if cri.recursive_read_only && !cri.readonly {
+        return refuse("is recursive_read_only without being readonly");
+    }
+    if cri.recursive_read_only && propagation != Propagation::Private {
+        return refuse("is recursive_read_only, which needs private propagation");
+    }
+    if let Some(option) = cri.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
+        return refuse(&format!("has the option {option:?}; hull knows {}", OPTIONS.join(", ")));
+    }
+    let mount = messages::Mount {
+        destination,
+        readonly: cri.readonly,
+        recursive_readonly: cri.recursive_read_only,
+        propagation: propagation.into(),
+        options: cri.mount_options.clone(),
+        source: None,
+    };
+    Ok((mount, Source::Tree(HostTree { path: PathBuf::from(&cri.host_path), propagation })))
+}
+
+/// A path inside the container: absolute, without `..`; a relative one is taken from the root, as kubelet means it.
+fn destination(path: &str) -> Result<String, Error> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(invalid(format!("{path:?} cannot be the container path of a mount")));
+    }
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(invalid(format!("the container path {path:?} of a mount contains \"..\""))),
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        return Err(invalid("a mount cannot cover the container's root"));
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+/// True if a mount covers this very path.
+pub fn is_mounted(cri: &[Mount], path: &str) -> bool {
+    cri.iter().any(|mount| destination(&mount.container_path).is_ok_and(|mounted| mounted == path))
+}
+
+fn uncovered(volumes: &BTreeMap<String, String>, cri: &[Mount]) -> Result<Vec<(String, String)>, Error> {
+    let uncovered = volumes.iter().filter(|(path, _)| !is_mounted(cri, path));
+    Ok(uncovered.map(|(path, name)| (path.clone(), name.clone())).collect())
+}
+
+/// The image's VOLUMEs that get a directory of the container's own: path inside the container → name of the directory
+/// below the container's. The image's path never becomes part of a host path (containerd CVE-2022-23648).
+pub fn volumes(image: &[String], cri: &[Mount]) -> Result<BTreeMap<String, String>, Error> {
+    let mut volumes = BTreeMap::new();
+    for path in image {
+        let path = destination(path).map_err(|error| invalid(format!("the image's VOLUME: {error}")))?;
+        if !is_mounted(cri, &path) {
+            let name = format!("volume-{}", volumes.len());
+            volumes.entry(path).or_insert(name);
+        }
+    }
+    Ok(volumes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::runtime::{IdMapping, ImageSpec};
+
+    fn mount(container: &str, host: &str) -> Mount {
+        Mount { container_path: container.into(), host_path: host.into(), ..Default::default() }
+    }
+
+    fn translate(cri: &[Mount]) -> Result<(Vec<messages::Mount>, Vec<Source>), Error> {
+        let mut sources = vec![Source::Log("/log".into())];
+        let mounts = mounts(cri, &BTreeMap::new(), Path::new("/own"), &mut sources)?;
+        Ok((mounts, sources))
+    }
+
+    #[test]
+    fn parents_are_mounted_before_what_lies_below_them() {
+        let cri = [mount("/a/b/c", "/1"), mount("/a", "/2"), mount("x/y", "/3")];
+        let (mounts, sources) = translate(&cri).unwrap();
+        let order: Vec<_> = mounts.iter().map(|mount| mount.destination.as_str()).collect();
+        assert_eq!(order, ["/a", "/x/y", "/a/b/c"]);
+        assert_eq!(mounts[0].source, Some(mount::Source::Slot(1)));
+        let tree = HostTree { path: "/2".into(), propagation: Propagation::Private };
+        assert_eq!(sources[1], Source::Tree(tree));
+    }
+
+    #[test]
+    fn recursive_read_only_is_refused_where_it_cannot_be_promised() {
+        let recursive = Mount { recursive_read_only: true, ..mount("/a", "/b") };
+        assert!(translate(std::slice::from_ref(&recursive)).is_err());
+        let readonly = Mount { readonly: true, ..recursive };
+        assert!(translate(std::slice::from_ref(&readonly)).unwrap().0[0].recursive_readonly);
+        let shared = Mount { propagation: MountPropagation::PropagationHostToContainer.into(), ..readonly };
+        assert!(translate(&[shared]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_clearly() {
+        let mapping = IdMapping { host_id: 1, container_id: 0, length: 1 };
+        for cri in [
+            mount("", "/b"),
+            mount("/", "/b"),
+            mount("/../etc", "/b"),
+            mount("/a", "b"),
+            mount("/a", ""),
+            Mount { image: Some(ImageSpec::default()), ..mount("/a", "") },
+            Mount { uid_mappings: vec![mapping], ..mount("/a", "/b") },
+            Mount { mount_options: vec!["suid".into()], ..mount("/a", "/b") },
+            Mount { propagation: 9, ..mount("/a", "/b") },
+        ] {
+            assert!(translate(std::slice::from_ref(&cri)).is_err(), "{cri:?}");
+        }
+    }
+
+    #[test]
+    fn an_images_volume_gets_a_directory_whose_name_is_ours() {
+        let image = ["/data".to_owned(), "/etc/../../etc".to_owned()];
+        assert!(volumes(&image, &[]).is_err());
+        let image = ["/data".to_owned(), "/cache/".to_owned(), "/data/".to_owned(), "/host".to_owned()];
+        let found = volumes(&image, &[mount("/host/", "/somewhere")]).unwrap();
+        let expected = [("/cache", "volume-1"), ("/data", "volume-0")];
+        assert_eq!(found, expected.map(|(path, name)| (path.to_owned(), name.to_owned())).into());
+    }
+}

@@ -1,0 +1,76 @@
+//! The bytes between hulld and an agent: frames with descriptors, out and in, on one non-blocking unix socket.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hull_agent::protocol::messages::Message;
+use hull_agent::protocol::{Frame, FrameReader, FrameWriter};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+/// The socket, with what is still to be sent.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: UnixStream,
+    outgoing: Mutex<FrameWriter>,
+    more: Notify,
+}
+
+impl Connection {
+    /// Takes over a connected socket.
+    pub(super) fn new(socket: StdUnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: UnixStream::from_std(socket)?, outgoing: Mutex::default(), more: Notify::new() })
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, FrameWriter> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a frame, at once if the socket takes it (nearly always); otherwise [`Self::write_rest`] sends it. So a
+    /// caller that goes away never leaves half a frame.
+    pub(super) fn send(&self, message: &Message, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let mut outgoing = self.outgoing();
+        outgoing.push(message, fds)?;
+        if !outgoing.write_to(self.socket.as_fd())? {
+            self.more.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sends what [`Self::send`] could not; runs until the socket breaks.
+    pub(super) async fn write_rest(&self) -> io::Error {
+        loop {
+            self.more.notified().await;
+            let written = self.socket.async_io(Interest::WRITABLE, || {
+                let all = self.outgoing().write_to(self.socket.as_fd())?;
+                if all { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            });
+            if let Err(error) = written.await {
+                return error;
+            }
+        }
+    }
+
+    /// The next frame from the agent; None at the end of the stream.
+    pub(super) async fn receive(&self, reader: &mut FrameReader) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = reader.next()? {
+                return Ok(Some(frame));
+            }
+            let receive = || reader.receive_from(self.socket.as_fd());
+            if self.socket.async_io(Interest::READABLE, receive).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Ends both directions; a task in [`Self::receive`] sees the end.
+    pub(super) fn shut_down(&self) {
+        // A socket that is broken already is as good as one that is shut down.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+}

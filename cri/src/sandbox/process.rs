@@ -1,0 +1,229 @@
+//! Pods as processes of the host: one agent for each, started here, that outlives hulld.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hull_agent::cgroup::{Hierarchies, PodCgroup};
+use hull_agent::protocol::messages::{self, request, response};
+use hull_images::ImageStore;
+
+use super::source::{clone_tree, open_host_tree, open_log, open_own};
+use super::{Agent, Events, Launched, Launcher, Nascent, Outside, Place, SandboxError, Slots, Source};
+
+/// The agent's listening socket in the pod's directory.
+const SOCKET: &str = "agent.sock";
+/// What the agent writes to stderr.
+const LOG: &str = "agent.log";
+/// How long a pod may take to come up; some sysctls and a loaded machine take their time, nothing takes this long.
+const BIRTH: Duration = Duration::from_secs(30);
+
+/// Runs pods as processes of the host.
+pub struct ProcessLauncher {
+    program: PathBuf,
+    images: Arc<ImageStore>,
+    layout: messages::CgroupLayout,
+    hierarchies: Arc<Hierarchies>,
+}
+
+impl ProcessLauncher {
+    /// `program` is hull-agent; `layout` says where the cgroup hierarchies are.
+    pub fn new(
+        program: PathBuf,
+        images: Arc<ImageStore>,
+        layout: messages::CgroupLayout,
+    ) -> Result<Self, SandboxError> {
+        let hierarchies = Hierarchies::open(&layout).map_err(cgroup("open the hierarchies of"))?;
+        Ok(Self { program, images, layout, hierarchies: Arc::new(hierarchies) })
+    }
+
+    fn spawn(&self, place: &Place) -> Result<UnixStream, SandboxError> {
+        let directory = &place.directory;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(SandboxError::host("make the pod's directory", directory))?;
+        let log = directory.join(LOG);
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&log)
+            .map_err(SandboxError::host("open the agent's log", &log))?;
+        let failed = |source| SandboxError::Spawn { program: self.program.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        // Only what posix_spawn can do: no code of ours runs between fork and exec.
+        let mut child = tokio::process::Command::new(&self.program)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let id = place.id.clone();
+        tokio::spawn(async move {
+            match child.wait().await {
+                Ok(status) if status.success() => {}
+                Ok(status) => tracing::warn!(pod = %id, %status, "the agent's first process failed"),
+                Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the agent's first process"),
+            }
+        });
+        Ok(ours)
+    }
+}
+
+impl fmt::Debug for ProcessLauncher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessLauncher").field("program", &self.program).finish_non_exhaustive()
+    }
+}
+
+fn cgroup<E: ToString>(action: &'static str) -> impl Fn(E) -> SandboxError {
+    move |error| SandboxError::Cgroup { action, reason: error.to_string() }
+}
+
+/// Unix socket addresses hold 107 bytes; through the directory's descriptor any directory is short enough.
+fn short(directory: &fs::File) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(SOCKET)
+}
+
+impl Launcher for ProcessLauncher {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError> {
+        let socket = self.spawn(place)?;
+        Ok(Box::new(Newborn { socket, place: place.clone(), layout: self.layout.clone() }))
+    }
+
+    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Agent, Events), SandboxError>> {
+        Box::pin(async move {
+            let gone = |error: io::Error| SandboxError::Lost(error.to_string());
+            let directory = fs::File::open(&place.directory).map_err(gone)?;
+            // Connecting waits while the agent's backlog is full; it is a few connections long and nobody else's.
+            let stream = tokio::net::UnixStream::connect(short(&directory)).await.map_err(gone)?;
+            Agent::connect(stream.into_std().map_err(gone)?)
+        })
+    }
+
+    fn open(&self, sources: &[Source]) -> Result<Slots, SandboxError> {
+        let layers: Vec<_> = sources
+            .iter()
+            .filter_map(|source| match source {
+                Source::Layer(id) => Some(id.clone()),
+                _ => None,
+            })
+            .collect();
+        let trees =
+            self.images.layer_trees(&layers).map_err(|error| SandboxError::Layers(error.to_string()))?;
+        let mut trees = trees.into_iter();
+        let mut slots = Slots::default();
+        for source in sources {
+            let fd = match source {
+                Source::Layer(id) => trees.next().ok_or_else(|| {
+                    SandboxError::Layers(format!("the image store gave no tree for layer {id}"))
+                })?,
+                Source::Tree(tree) => open_host_tree(tree)?,
+                Source::Own(path) => open_own(path)?,
+                Source::Log(path) => open_log(path)?,
+            };
+            slots.descriptor(fd);
+        }
+        Ok(slots)
+    }
+
+    fn clear(&self, place: &Place, leaves: &[String]) -> Result<(), SandboxError> {
+        let pod = PodCgroup::open_existing(
+            Arc::clone(&self.hierarchies),
+            &place.cgroup_parent,
+            place.cgroup_levels,
+        )
+        .map_err(cgroup("open"))?;
+        let leaves: Vec<_> = std::iter::once(&place.id)
+            .chain(leaves)
+            .map(|name| pod.leaf(name).map_err(cgroup("name a leaf of")))
+            .collect::<Result<_, _>>()?;
+        // All are killed before the first is waited for.
+        for leaf in &leaves {
+            leaf.kill().map_err(cgroup("kill the processes of"))?;
+        }
+        for leaf in &leaves {
+            leaf.remove().map_err(cgroup("remove a leaf of"))?;
+        }
+        pod.remove_created().map_err(cgroup("remove"))?;
+        Ok(())
+    }
+}
+
+/// An agent's program, started, that does not know yet which pod it is for. Dropped, it ends by itself.
+struct Newborn {
+    socket: UnixStream,
+    place: Place,
+    layout: messages::CgroupLayout,
+}
+
+impl Nascent for Newborn {
+    fn create(
+        self: Box<Self>,
+        request: messages::CreateSandbox,
+        outside: &Outside,
+    ) -> BoxFuture<'_, Result<Launched, SandboxError>> {
+        Box::pin(self.introduce(request, outside))
+    }
+}
+
+impl Newborn {
+    async fn introduce(
+        self: Box<Self>,
+        mut request: messages::CreateSandbox,
+        outside: &Outside,
+    ) -> Result<Launched, SandboxError> {
+        let Self { socket, place, layout } = *self;
+        let mut slots = Slots::default();
+        let path = &place.directory;
+        let directory = fs::File::open(path).map_err(SandboxError::host("open", path))?;
+        let listener = UnixListener::bind(short(&directory))
+            .map_err(SandboxError::host("listen on the agent's socket in", path))?;
+        request.listener = slots.descriptor(listener);
+        request.state_directory = slots.descriptor(directory);
+        if let Some(path) = &outside.network_namespace {
+            let namespace =
+                fs::File::open(path).map_err(SandboxError::host("open the pod's network namespace", path))?;
+            request.network_namespace = Some(slots.descriptor(namespace));
+        }
+        if outside.host_shm {
+            let path = Path::new("/dev/shm");
+            let tree = clone_tree(path).map_err(SandboxError::host("open", path))?;
+            request.shm_source = Some(slots.descriptor(tree));
+        }
+        request.cgroups = Some(layout);
+        request.cgroup_parent = place.cgroup_parent.clone();
+        request.cgroup_leaf = place.id.clone();
+        let (agent, events) = Agent::connect(socket)?;
+        let call = request::Call::CreateSandbox(request);
+        let answer = agent.call_within(BIRTH, "make the pod", call, slots).await;
+        match answer.map_err(|error| with_log(error, path))? {
+            response::Outcome::SandboxCreated(created) => {
+                Ok(Launched { agent: Arc::new(agent), events, created })
+            }
+            _ => Err(SandboxError::Unexpected("the making of the pod")),
+        }
+    }
+}
+
+/// What the agent wrote before it died is the best explanation there is.
+fn with_log(error: SandboxError, directory: &Path) -> SandboxError {
+    let SandboxError::Lost(reason) = error else { return error };
+    let log = fs::read(directory.join(LOG)).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(2048)..]).trim().to_owned();
+    SandboxError::Lost(if tail.is_empty() { reason } else { format!("{reason}; it wrote: {tail}") })
+}
