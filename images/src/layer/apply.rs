@@ -143,13 +143,7 @@ impl<'f, 'l> Layer<'f, 'l> {
     }
 
     // Names an inode. A directory that is there already keeps its entries when it is named again.
-    fn put(
-        &mut self,
-        parent: NodeId,
-        name: &[u8],
-        kind: NodeKind,
-        inode: u64,
-    ) -> Result<NodeId, LayerError> {
+    fn put(&mut self, parent: NodeId, name: &[u8], kind: NodeKind, inode: u64) -> Result<NodeId, LayerError> {
         let Some(old) = self.tree.lookup(parent, name) else {
             return self.tree.add(parent, name, kind, inode);
         };
@@ -241,12 +235,7 @@ impl<'f, 'l> Layer<'f, 'l> {
 
     // Follows `components` from the root. With `make`, missing directories come into being; without, the answer is None
     // where extraction would find nothing.
-    fn walk(
-        &mut self,
-        components: &[&[u8]],
-        path: &[u8],
-        make: bool,
-    ) -> Result<Option<NodeId>, LayerError> {
+    fn walk(&mut self, components: &[&[u8]], path: &[u8], make: bool) -> Result<Option<NodeId>, LayerError> {
         let mut at = ROOT;
         for (index, component) in components.iter().enumerate() {
             let node = match self.tree.lookup(at, component) {

@@ -194,9 +194,7 @@ pub enum EntryProblem {
 pub(super) fn printable(bytes: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(&bytes[..bytes.len().min(800)])
         .chars()
-        .flat_map(|c| {
-            if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }
-        })
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .take(200)
         .collect();
     if bytes.len() > 200 { format!("{text}…") } else { text }

@@ -56,14 +56,8 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(limits: &Limits) -> Self {
-        let root = Node {
-            parent: ROOT,
-            name: 0,
-            inode_low: 0,
-            inode_high: 0,
-            kind: NodeKind::Directory,
-            flags: 0,
-        };
+        let root =
+            Node { parent: ROOT, name: 0, inode_low: 0, inode_high: 0, kind: NodeKind::Directory, flags: 0 };
         Self {
             nodes: vec![root],
             names: Names::new(limits.max_name_bytes),

@@ -1,7 +1,5 @@
 use super::directory::{self, DirEntry};
-use super::format::{
-    BLOCK, BLOCK_U64, INODE, Inode, Layout, ROOT_OFFSET, S_IFDIR, SLOT, Timestamp,
-};
+use super::format::{BLOCK, BLOCK_U64, INODE, Inode, Layout, ROOT_OFFSET, S_IFDIR, SLOT, Timestamp};
 use super::image::ImageWriter;
 use super::output::Output;
 use crate::layer::error::LayerError;

@@ -1,8 +1,8 @@
 use std::fs::File;
 
 use super::format::{
-    BLOCK, BLOCK_U64, INODE, Inode, Layout, ROOT_OFFSET, S_IFDIR, S_IFLNK, S_IFREG, SLOT, SuperBlock, Timestamp,
-    links_offset,
+    BLOCK, BLOCK_U64, INODE, Inode, Layout, ROOT_OFFSET, S_IFDIR, S_IFLNK, S_IFREG, SLOT, SuperBlock,
+    Timestamp, links_offset,
 };
 use super::metadata::Metadata;
 use super::output::Output;

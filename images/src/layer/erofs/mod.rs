@@ -17,11 +17,11 @@ mod metadata;
 mod output;
 mod xattr;
 
+pub(crate) use directories::{Directory, DirectoryWriter, PlannedDirectories, Unsealed};
 pub(crate) use directory::DirEntry;
 pub(crate) use format::{
     S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, Timestamp, encode_device, file_type,
 };
-pub(crate) use directories::{Directory, DirectoryWriter, PlannedDirectories, Unsealed};
 pub(crate) use image::{Attributes, ImageWriter};
 pub(crate) use output::check_access;
 pub(crate) use xattr::{MAX_NAME, MAX_VALUE, suffix_length};

@@ -8,8 +8,6 @@ mod number;
 pub(crate) mod pax;
 mod reader;
 mod sparse;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use reader::{Content, TarReader};
 

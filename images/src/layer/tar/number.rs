@@ -12,7 +12,7 @@ fn octal(bytes: &[u8]) -> Option<i64> {
     let start = bytes.iter().position(|byte| !is_padding(byte)).unwrap_or(bytes.len());
     let digits = &bytes[start..];
     let end = digits.iter().position(is_padding).unwrap_or(digits.len());
-    if !digits[end..].iter().all(|byte| is_padding(byte)) {
+    if !digits[end..].iter().all(is_padding) {
         return None;
     }
     digits[..end].iter().try_fold(0_i64, |value, digit| match digit {

@@ -63,7 +63,8 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             if !self.read_header_block(&mut block, &extensions)? {
                 return Ok(None);
             }
-            let header = Header::parse(&block).ok_or_else(|| self.malformed("a header's checksum is wrong"))?;
+            let header =
+                Header::parse(&block).ok_or_else(|| self.malformed("a header's checksum is wrong"))?;
             if !self.take_extension(&header, &mut extensions)? {
                 self.entries += 1;
                 self.limit("entries", self.entries, self.limits.max_entries)?;
@@ -227,12 +228,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     // The bytes that follow the header, by the PAX record if there is one.
-    fn stored_size(
-        &self,
-        header: &Header<'_>,
-        records: &Records,
-        path: &[u8],
-    ) -> Result<u64, LayerError> {
+    fn stored_size(&self, header: &Header<'_>, records: &Records, path: &[u8]) -> Result<u64, LayerError> {
         // What writers put into the field when the size does not fit: all sevens, or nothing.
         const FULL: u64 = 0o77_777_777_777;
         let field = self.size_field(header)?;
@@ -329,11 +325,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     // The map of an old GNU sparse entry: 4 places in the header, 21 in each following block.
-    fn old_gnu_map(
-        &mut self,
-        header: &Header<'_>,
-        path: &[u8],
-    ) -> Result<(Vec<Segment>, u64), LayerError> {
+    fn old_gnu_map(&mut self, header: &Header<'_>, path: &[u8]) -> Result<(Vec<Segment>, u64), LayerError> {
         let bad = |reason| LayerError::entry(path, EntryProblem::BadSparseMap(reason));
         let (places, mut more, real_size) =
             header.gnu_sparse().ok_or_else(|| bad("a number is malformed"))?;
@@ -390,12 +382,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         Ok((segments, read))
     }
 
-    fn set_body(
-        &mut self,
-        stored: u64,
-        size: u64,
-        segments: Option<Vec<Segment>>,
-    ) -> Result<(), LayerError> {
+    fn set_body(&mut self, stored: u64, size: u64, segments: Option<Vec<Segment>>) -> Result<(), LayerError> {
         let whole = padded(stored, self.limits.max_uncompressed)?;
         self.limit("bytes of file content", size, self.limits.max_content)?;
         self.body = Body { stored, padding: whole - stored, size, segments };
