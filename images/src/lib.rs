@@ -27,5 +27,6 @@ pub use mounts::MountError;
 pub use reference::{Reference, ReferenceError};
 pub use registry::Credentials;
 pub use store::{
-    FilesystemUsage, ImageStore, LayerHold, PullError, PullProgress, StoreConfig, StoreError, SweepReport,
+    FilesystemUsage, ImageStore, LayerHold, PullError, PullErrorKind, PullProgress, StoreConfig, StoreError,
+    SweepReport,
 };

@@ -67,6 +67,8 @@ fn create(source: &Path, directio: bool) -> Result<OwnedFd, Failure> {
         move |source| Failure { step, source, log: kernel_log(context) }
     };
     fsconfig_set_string(context.as_fd(), "source", source).map_err(logged("fsconfig source"))?;
+    // Without it the kernel would open a loop device for writing, which a read-only one refuses.
+    fsconfig_set_flag(context.as_fd(), "ro").map_err(logged("fsconfig ro"))?;
     if directio {
         fsconfig_set_flag(context.as_fd(), "directio").map_err(logged("fsconfig directio"))?;
     }

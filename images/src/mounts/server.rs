@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use rustix::fs::{CWD, Mode, mkdir, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::layer::LayerId;
 
@@ -50,11 +51,38 @@ impl Server {
     }
 
     /// Starts the thread in a new namespace and pins it.
+    ///
+    /// The kernel lets a namespace be pinned only in one with a smaller number (fs/namespace.c, mnt_ns_loop). Since
+    /// Linux 6.18 processors take numbers in batches, so a newer namespace may have a smaller number than this daemon's,
+    /// unless that is the machine's first. A namespace made on the processor where the daemon's own was made always has
+    /// a greater one, hence one attempt for each.
     pub(super) fn create(pin: &Pin) -> Result<Self, MountError> {
         pin.prepare()?;
+        let allowed = sched_getaffinity(None).map_err(pin.failed("list the processors"))?;
+        let processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)).map(Some);
+        let mut failure = MountError::Closed;
+        for processor in std::iter::once(None).chain(processors) {
+            match Self::create_on(processor, allowed, pin) {
+                Err(MountError::Namespace { path, step: "pin", source: Errno::INVAL }) => {
+                    failure = MountError::Namespace { path, step: "pin", source: Errno::INVAL };
+                }
+                other => return other,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Makes the namespace on one processor, or wherever the thread happens to run.
+    fn create_on(processor: Option<usize>, allowed: CpuSet, pin: &Pin) -> Result<Self, MountError> {
         let inside = pin.clone();
         let (server, tid) = Self::start(pin, move || {
+            if let Some(processor) = processor {
+                let mut only = CpuSet::new();
+                only.set(processor);
+                sched_setaffinity(None, &only).map_err(inside.failed("choose a processor"))?;
+            }
             inside.unshare_empty()?;
+            sched_setaffinity(None, &allowed).map_err(inside.failed("choose all processors"))?;
             Ok((HashSet::new(), rustix::thread::gettid().as_raw_nonzero().get()))
         })?;
         match pin.set(tid) {

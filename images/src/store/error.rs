@@ -82,7 +82,7 @@ pub enum PullError {
         /// The reference.
         image: String,
         /// What went wrong.
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// The image's configuration is refused.
     #[error("cannot pull image {image}: configuration {digest}: {source}")]
@@ -110,7 +110,7 @@ pub enum PullError {
         /// Digest of the layer's blob.
         layer: Digest,
         /// What went wrong.
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// A layer's content is refused, or its file cannot be written.
     #[error("cannot pull image {image}: layer {layer}: {source}")]

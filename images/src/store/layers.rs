@@ -194,7 +194,10 @@ impl Read for ChunkReader {
                 Some(Chunk::Bytes(bytes)) => self.current = bytes,
                 Some(Chunk::End) => self.ended = true,
                 None => {
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download was given up"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the download was given up",
+                    ));
                 }
             }
         }

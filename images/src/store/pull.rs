@@ -209,7 +209,7 @@ impl Pull {
     }
 
     fn registry_error(&self, source: RegistryError) -> PullError {
-        PullError::Registry { image: self.reference.to_string(), source }
+        PullError::Registry { image: self.reference.to_string(), source: Box::new(source) }
     }
 
     fn store_error(&self, source: StoreError) -> PullError {
@@ -219,7 +219,7 @@ impl Pull {
     fn layer_error(&self, descriptor: &Descriptor, failure: LayerFailure) -> PullError {
         let (image, layer) = (self.reference.to_string(), descriptor.digest.clone());
         match failure {
-            LayerFailure::Download(source) => PullError::Download { image, layer, source },
+            LayerFailure::Download(source) => PullError::Download { image, layer, source: Box::new(source) },
             LayerFailure::Content(source) => PullError::Layer { image, layer, source },
             LayerFailure::Store(source) => PullError::Store { image, source },
             LayerFailure::Cancelled => PullError::Cancelled { image },

@@ -1,0 +1,132 @@
+use std::fs;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::TestStore;
+use crate::docker_registry::DockerRegistry;
+use crate::image::{Layer, Packing, TestImage};
+use crate::server::{Reply, Server};
+
+fn image() -> TestImage {
+    TestImage::new(vec![Layer::new(&[("a", b"a")], Packing::Gzip)])
+}
+
+fn write_hosts(test: &TestStore, registry: &str, text: &str) {
+    let directory = test.directory.path().join("certs.d").join(registry);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("hosts.toml"), text).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_serves_a_registry_that_is_not_there() {
+    let image = image();
+    let broken = Server::start(&[], |_| Some(Reply::new(404, ""))).await;
+    let mirror = Server::start(&[("library/app:1", &image)], |_| None).await;
+    let test = TestStore::new();
+    let text = format!(
+        "server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\n[host.\"http://{}\"]\n  capabilities = [\"pull\", \
+         \"resolve\"]\n  [host.\"http://{}\".header]\n    x-team = \"blue\"\n",
+        broken.host(),
+        mirror.host(),
+        mirror.host()
+    );
+    write_hosts(&test, "docker.io", &text);
+    let pulled = test.pull("app:1").await.unwrap();
+    assert_eq!(pulled.repo_tags, ["docker.io/library/app:1"], "the name is the registry's, not the mirror's");
+    let requests = mirror.requests();
+    assert!(
+        requests.iter().all(|seen| seen.header("x-team") == "blue" && seen.target.ends_with("?ns=docker.io"))
+    );
+    assert!(broken.count("GET", "/v2/library/app/manifests/1") == 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_may_not_resolve_serves_content_only() {
+    let image = image();
+    let mirror = Server::start(&[("app:1", &image)], |_| None).await;
+    let server = Server::start(&[("app:1", &image)], |_| None).await;
+    let test = TestStore::new();
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n  capabilities = [\"pull\"]\n",
+        server.host(),
+        mirror.host()
+    );
+    write_hosts(&test, "registry.test:5000", &text);
+    test.pull("registry.test:5000/app:1").await.unwrap();
+    assert_eq!((server.count("GET", "/manifests/"), server.count("GET", "/blobs/")), (1, 0));
+    assert_eq!((mirror.count("GET", "/manifests/"), mirror.count("GET", "/blobs/")), (0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_for_the_registry_do_not_go_to_a_mirror() {
+    let image = image();
+    let wants_login = |request: &crate::server::Request| {
+        let challenge = Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\"");
+        (request.header("authorization") != "Basic bWU6c2VjcmV0").then_some(challenge)
+    };
+    let mirror = Server::start(&[("app:1", &image)], wants_login).await;
+    let server = Server::start(&[("app:1", &image)], wants_login).await;
+    let test = TestStore::new();
+    write_hosts(
+        &test,
+        "_default",
+        &format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.host(), mirror.host()),
+    );
+    let login =
+        hull_images::Credentials { username: "me".into(), password: "secret".into(), ..Default::default() };
+    test.store.pull(&"registry.test/app:1".parse().unwrap(), Some(login), None).await.unwrap();
+    assert!(mirror.requests().iter().all(|seen| seen.header("authorization").is_empty()));
+    assert!(server.requests().iter().any(|seen| !seen.header("authorization").is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_configuration_names_file_and_line() {
+    let test = TestStore::new();
+    write_hosts(&test, "registry.test", "server = \"https://a\"\nskip_verfy = true\n");
+    let error = test.pull("registry.test/app").await.unwrap_err().to_string();
+    assert!(
+        error.contains("hosts.toml") && error.contains("line 2") && error.contains("skip_verfy"),
+        "{error}"
+    );
+}
+
+/// An authority and a server certificate for 127.0.0.1, written to `directory` as ca.pem, server.pem and server.key.
+fn certificates(directory: &Path) {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let server = server.signed_by(&key, &authority).unwrap();
+    fs::write(directory.join("ca.pem"), authority.pem()).unwrap();
+    fs::write(directory.join("server.pem"), server.pem()).unwrap();
+    fs::write(directory.join("server.key"), key.serialize_pem()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_with_a_private_authority_needs_its_certificate_configured() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let path = directory.path().display();
+    // A TLS handshake on the port that start_with waits for is no matter: it only connects.
+    let registry = DockerRegistry::start();
+    let secure = DockerRegistry::start_with(&format!(
+        "  tls:\n    certificate: {path}/server.pem\n    key: {path}/server.key\n"
+    ));
+    drop(registry);
+    let test = TestStore::new();
+    let name = format!("{}/app:1", secure.host());
+    write_hosts(&test, &secure.host(), &format!("server = \"https://{}\"\n", secure.host()));
+    let error = test.pull(&name).await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let text = format!("server = \"https://{}\"\nca = \"{path}/ca.pem\"\n", secure.host());
+    // Read again at each pull; the trusted connection gets as far as the registry's own answer.
+    write_hosts(&test, &secure.host(), &text);
+    let error = test.pull(&name).await.unwrap_err();
+    assert_eq!(error.kind(), hull_images::store::PullErrorKind::NotFound, "{error}");
+    let text = format!("server = \"https://{}\"\nskip_verify = true\n", secure.host());
+    write_hosts(&test, &secure.host(), &text);
+    let error = test.pull(&name).await.unwrap_err();
+    assert_eq!(error.kind(), hull_images::store::PullErrorKind::NotFound, "{error}");
+}

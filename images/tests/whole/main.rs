@@ -1,0 +1,107 @@
+//! The whole crate through its public face: real and misbehaving registries, real files, real mounts.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+/// Debian's docker-registry as a child process.
+mod docker_registry;
+/// What a hostile or broken registry can do, and that nothing stays of it.
+mod hostile;
+/// Mirrors, TLS and headers by hosts.toml.
+mod hosts;
+/// Images made by the test.
+mod image;
+/// Mounts of layers in their namespace.
+mod mounting;
+/// Pulls that succeed.
+mod pulls;
+/// Removal, holds, sweeping, and what a crash leaves.
+mod removal;
+/// A registry whose answers a test decides.
+mod server;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_images::{Image, ImageStore, PullError, Reference, StoreConfig};
+use hull_sys::namespace::{Namespaces, unshare, unshare_filesystem_attributes};
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+/// A store in a directory of its own, with short timeouts.
+struct TestStore {
+    store: Arc<ImageStore>,
+    directory: tempfile::TempDir,
+}
+
+impl TestStore {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self { store: ImageStore::open(config(directory.path())).unwrap(), directory }
+    }
+
+    async fn pull(&self, reference: &str) -> Result<Image, PullError> {
+        self.store.pull(&reference.parse().unwrap(), None, None).await
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// Names of all files below ROOT/layers.
+    fn layer_files(&self) -> Vec<String> {
+        files(&self.root().join("layers"))
+    }
+
+    /// Waits until no layer file is left: a cancelled conversion ends at its next read.
+    fn assert_nothing_left(&self) {
+        for _ in 0..100 {
+            if self.layer_files().is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.layer_files(), Vec::<String>::new());
+        assert!(self.store.list().unwrap().is_empty());
+    }
+
+    /// Closes the store and opens it again, as a restart of the daemon does.
+    fn reopen(self) -> Self {
+        let Self { store, directory } = self;
+        drop(store);
+        Self { store: ImageStore::open(config(directory.path())).unwrap(), directory }
+    }
+}
+
+fn config(directory: &Path) -> StoreConfig {
+    let mut config = StoreConfig::new(directory.join("root"), directory.join("state"));
+    config.hosts_dir = directory.join("certs.d");
+    config.progress_timeout = Duration::from_millis(700);
+    config
+}
+
+fn files(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn reference(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+/// Runs `test` on a thread with a mount namespace of its own, so that even a failed test leaves no mount.
+fn in_own_mounts<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare_filesystem_attributes().unwrap();
+            unshare(Namespaces::MOUNT).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            // A runtime of this thread: the threads it starts are in the same namespace.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
+        });
+        thread.join().unwrap();
+    });
+}

@@ -1,0 +1,155 @@
+use std::fs;
+
+use hull_images::store::PullErrorKind;
+use hull_images::{ImageStore, StoreConfig};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::image::{Layer, Packing, TestImage};
+use crate::server::Server;
+use crate::{TestStore, in_own_mounts, reference};
+
+fn layer(name: &str) -> Layer {
+    Layer::new(&[(name, name.as_bytes())], Packing::Gzip)
+}
+
+/// A server with two images that share their lowest layer.
+async fn two_images() -> (Server, TestImage, TestImage) {
+    let one = TestImage::new(vec![layer("base"), layer("one")]);
+    let two = TestImage::new(vec![layer("base"), layer("two")]);
+    let images = [("app:1", &one), ("app:again", &one), ("app:2", &two)];
+    (Server::start(&images, |_| None).await, one, two)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removing_an_image_takes_all_its_names_and_only_its_own_layers() {
+    let (server, one, two) = two_images().await;
+    let test = TestStore::new();
+    let name = |tag: &str| format!("{}/app:{tag}", server.host());
+    for tag in ["1", "again", "2"] {
+        test.pull(&name(tag)).await.unwrap();
+    }
+    assert_eq!(test.layer_files().len(), 3);
+    let removed = test.store.remove(&name("again")).unwrap();
+    assert_eq!(removed.len(), 4, "two tags, one digest, the id: {removed:?}");
+    assert!(removed.contains(&name("1")) && removed.contains(&one.id()));
+    assert_eq!(test.layer_files().len(), 2);
+    assert_eq!(test.store.remove(&name("again")).unwrap(), Vec::<String>::new());
+    assert_eq!(test.store.remove(&one.id()).unwrap(), Vec::<String>::new());
+    assert_eq!(test.store.remove(&two.id()[7..20]).unwrap().len(), 3);
+    test.assert_nothing_left();
+    assert_eq!(test.store.document(&two.id()).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn untagging_leaves_the_image() {
+    let (server, one, _) = two_images().await;
+    let test = TestStore::new();
+    let name = format!("{}/app:1", server.host());
+    test.pull(&name).await.unwrap();
+    assert!(test.store.untag(&name).unwrap());
+    assert!(!test.store.untag(&name).unwrap());
+    assert!(test.store.find(&one.id()).unwrap().unwrap().repo_tags.is_empty());
+    let test = test.reopen();
+    assert!(test.store.find(&name).unwrap().is_none());
+    assert!(test.store.find(&one.id()).unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_layers_outlive_their_image() {
+    let (server, one, _) = two_images().await;
+    let test = TestStore::new();
+    let image = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+    let hold = test.store.hold(&image.layers);
+    let again = test.store.hold(&image.layers[..1]);
+    test.store.remove(&one.id()).unwrap();
+    assert_eq!(test.layer_files().len(), 2);
+    assert!(test.store.sweep().unwrap().layers.is_empty());
+    // A restart: the daemon takes the holds of its containers before it sweeps.
+    drop((hold, again));
+    for _ in 0..100 {
+        if test.layer_files().is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    test.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opening_keeps_unused_layers_until_the_first_sweep() {
+    let (server, one, _) = two_images().await;
+    let test = TestStore::new();
+    let image = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+    let hold = test.store.hold(&image.layers);
+    test.store.remove(&one.id()).unwrap();
+    // A daemon that is killed drops nothing.
+    std::mem::forget(hold);
+    let test = test.reopen();
+    assert_eq!(test.layer_files().len(), 2);
+    let hold = test.store.hold(&image.layers[..1]);
+    assert_eq!(test.store.sweep().unwrap().layers, image.layers[1..]);
+    assert_eq!(test.layer_files().len(), 1);
+    drop(hold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leftovers_of_a_crash_are_swept_at_open() {
+    let (server, ..) = two_images().await;
+    let test = TestStore::new();
+    let image = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+    let layers = test.root().join("layers");
+    fs::write(layers.join(format!("{}.7.tmp", "a".repeat(64))), "half").unwrap();
+    fs::write(layers.join(format!("{}.erofs", "b".repeat(64))), "renamed, never committed").unwrap();
+    let test = test.reopen();
+    assert_eq!(test.layer_files().len(), 2);
+    assert_eq!(test.store.list().unwrap(), [image]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_with_a_torn_layer_is_gone_and_can_be_pulled_again() {
+    let (server, _, two) = two_images().await;
+    let test = TestStore::new();
+    let name = format!("{}/app:1", server.host());
+    let image = test.pull(&name).await.unwrap();
+    test.pull(&format!("{}/app:2", server.host())).await.unwrap();
+    let file = test.root().join("layers").join(format!("{}.erofs", image.layers[1].hex()));
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(10).unwrap();
+    let test = test.reopen();
+    let ids: Vec<String> = test.store.list().unwrap().into_iter().map(|image| image.id).collect();
+    assert_eq!(ids, [two.id()]);
+    assert!(!file.exists());
+    assert_eq!(test.pull(&name).await.unwrap().layers, image.layers);
+    assert_eq!(test.store.sweep().unwrap(), Default::default());
+}
+
+#[test]
+fn a_full_disk_fails_the_pull_and_leaves_nothing_and_the_next_pull_works() {
+    in_own_mounts(|| async {
+        let disk = tempfile::tempdir().unwrap();
+        let directory = disk.path();
+        mount("none", directory, "tmpfs", MountFlags::empty(), Some(c"size=6m")).unwrap();
+        let store_config = || StoreConfig::new(directory.join("root"), directory.join("state"));
+        let store = ImageStore::open(store_config()).unwrap();
+        let big = TestImage::new(vec![Layer::noise("big", 8 << 20, 1)]);
+        let small = TestImage::new(vec![Layer::noise("small", 100_000, 2)]);
+        let server = Server::start(&[("app:big", &big), ("app:small", &small)], |_| None).await;
+        let name = |tag: &str| reference(&format!("{}/app:{tag}", server.host()));
+        let error = store.pull(&name("big"), None, None).await.unwrap_err();
+        assert_eq!(error.kind(), PullErrorKind::OutOfSpace, "{error}");
+        assert_eq!(crate::files(&directory.join("root/layers")), Vec::<String>::new());
+        // Room for the layer but not for a byte more: the index itself cannot grow.
+        let filler = directory.join("filler");
+        let _ = fs::write(&filler, vec![1; 8 << 20]);
+        let error = store.pull(&name("small"), None, None).await.unwrap_err();
+        assert_eq!(error.kind(), PullErrorKind::OutOfSpace, "{error}");
+        assert_eq!(crate::files(&directory.join("root/layers")), Vec::<String>::new());
+        assert!(store.list().unwrap().is_empty());
+        fs::remove_file(&filler).unwrap();
+        store.pull(&name("small"), None, None).await.unwrap();
+        drop(store);
+        let store = ImageStore::open(store_config()).unwrap();
+        assert_eq!(store.list().unwrap().len(), 1);
+        drop(store);
+        unmount(directory, UnmountFlags::DETACH).unwrap();
+    });
+}
