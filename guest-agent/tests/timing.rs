@@ -54,3 +54,27 @@ fn times_of_birth_start_exec_and_end() {
     println!("median: start {:?}, exec of true {:?}", median(starts), median(execs));
     println!("median: kill to event {:?}, stop {:?}", median(ends), median(stops));
 }
+
+#[test]
+#[ignore = "prints numbers, promises nothing"]
+fn throughput_of_the_log() {
+    const BYTES: usize = 300_000_000;
+    for (name, script) in [
+        ("lines of 100 bytes", format!("yes $(seq -s x 1 36) | head -c {BYTES}")),
+        ("lines of 2 bytes", format!("yes | head -c {}", BYTES / 10)),
+        ("no lines at all", format!("head -c {BYTES} /dev/zero")),
+    ] {
+        let mut pod = Pod::new();
+        let mut spec = pod.container("loud", &script);
+        spec.log = None;
+        let begin = Instant::now();
+        pod.start(spec);
+        pod.client.exited("loud");
+        let unlogged = begin.elapsed();
+        let begin = Instant::now();
+        pod.run("logged", &script);
+        pod.client.exited("logged");
+        println!("{name}: dropped in {unlogged:?}, logged in {:?}", begin.elapsed());
+        pod.stop();
+    }
+}

@@ -4,18 +4,24 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::Server;
 use super::poll::{Poll, Source};
 use super::report;
 use crate::protocol::messages::{Event, Message, Response, message::Body, response::Outcome};
-use crate::protocol::{Frame, FrameReader, FrameWriter};
+use crate::protocol::{Frame, FrameError, FrameReader, FrameWriter};
 
 /// Most connections at a time; the oldest gives way.
 const MAX_CONNECTIONS: usize = 16;
+/// Most bytes that may wait for a peer that does not read.
+const MAX_QUEUED: usize = 1 << 20;
 /// Most receives for one wake-up, so that a talkative peer leaves time for the rest.
 const RECEIVES: usize = 64;
+
+/// Pause when a connection cannot be taken for want of descriptors or memory.
+const OUT_OF_DESCRIPTORS: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// One control connection.
 #[derive(Debug)]
@@ -45,7 +51,13 @@ impl Connection {
     }
 
     fn send(&mut self, message: &Message, poll: &Poll) {
-        match self.writer.push(message, Vec::new()) {
+        let queued = self.writer.queued();
+        let pushed = if queued > MAX_QUEUED {
+            Err(FrameError::QueueFull(queued))
+        } else {
+            self.writer.push(message, Vec::new())
+        };
+        match pushed {
             Ok(()) => self.flush(poll),
             Err(error) => {
                 report::line(format_args!("a control connection is closed: {error}"));
@@ -93,7 +105,12 @@ impl Connections {
                 self.add(socket, FrameReader::new());
                 true
             }
-            // Given up again by the peer, or out of descriptors: the next event tries anew.
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                // The peer still waits, so the loop wakes again at once: not as fast as it can.
+                std::thread::sleep(OUT_OF_DESCRIPTORS);
+                false
+            }
+            // Given up again by the peer.
             Err(_) => false,
         }
     }

@@ -192,13 +192,13 @@ impl Pod {
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(File::create(directory.path().join("agent.log")).unwrap())
             .spawn()
             .unwrap();
         let layout = cgroup::discover().unwrap();
         let hierarchies = Arc::new(Hierarchies::open(&layout).unwrap());
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let cgroup_parent = format!("/hull-agent-test/{}-{number}", std::process::id());
+        let cgroup_parent = format!("/hull-agent-test-{}-{number}", std::process::id());
         let mut spec = CreateSandbox {
             id: format!("pod{number}"),
             listener: 0,
@@ -359,6 +359,7 @@ impl Drop for Pod {
             return;
         }
         // A test failed: as much as can be done.
+        eprintln!("agent.log: {}", fs::read_to_string(self.path("agent.log")).unwrap_or_default());
         self.stopped = true;
         if let Ok(pod) =
             PodCgroup::open_existing(self.hierarchies.clone(), &self.cgroup_parent, self.created_levels)
