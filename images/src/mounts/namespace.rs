@@ -11,7 +11,8 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, move_mount, unmount,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, mount_move, move_mount,
+    unmount,
 };
 
 use super::error::MountError;
@@ -98,9 +99,29 @@ impl Pin {
         move_mount(root.as_fd(), "", CWD, &self.directory, onto).map_err(self.failed("mount the root"))?;
         rustix::process::chdir(&self.directory).map_err(self.failed("enter the root"))?;
         // The old root ends up on top of the new one and is taken off (pivot_root(2), "pivot_root(".", ".")").
-        rustix::process::pivot_root(".", ".").map_err(self.failed("pivot_root"))?;
-        unmount(".", UnmountFlags::DETACH).map_err(self.failed("leave the host's mounts"))?;
+        match rustix::process::pivot_root(".", ".") {
+            Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(self.failed("leave the host's mounts"))?,
+            // A machine that runs from its initramfs: that root cannot be left, only covered.
+            Err(Errno::INVAL) => self.cover_root()?,
+            Err(error) => return Err(self.failed("pivot_root")(error)),
+        }
         rustix::process::chdir("/").map_err(self.failed("enter the root"))
+    }
+
+    /// Takes all mounts but the first root off and moves the current directory's mount over it.
+    fn cover_root(&self) -> Result<(), MountError> {
+        let table =
+            fs::read_to_string("/proc/thread-self/mountinfo").map_err(self.io_failed("list the mounts"))?;
+        // proc(5): the fifth field is the mount point. The list has parents before children. What is not unmounted here
+        // (a name with escapes) only stays visible in a place that nobody looks at.
+        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in
+            points.into_iter().rev().filter(|point| *point != "/" && Path::new(point) != self.directory)
+        {
+            let _ = unmount(point, UnmountFlags::DETACH);
+        }
+        mount_move(".", "/").map_err(self.failed("move the root"))?;
+        rustix::process::chroot(".").map_err(self.failed("chroot"))
     }
 
     /// Moves the calling thread into the pinned namespace.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate};
 
 use crate::layer::LayerId;
 
@@ -17,6 +17,9 @@ use super::error::StoreError;
 
 /// Suffix of files that are being written or deleted.
 const TEMPORARY: &str = ".tmp";
+
+/// Bytes kept for changes of the index on a full disk: many times what a removal writes.
+const RESERVE: u64 = 2 << 20;
 
 /// The directories and files below ROOT.
 pub(super) struct Files {
@@ -71,6 +74,25 @@ impl Files {
     /// The index file.
     pub(super) fn index(&self) -> PathBuf {
         self.images.join("index.redb")
+    }
+
+    /// Allocates the reserve if it is not there. A disk without room for it has none to give.
+    pub(super) fn take_reserve(&self) {
+        let path = self.images.join("reserve");
+        if fs::metadata(&path).is_ok_and(|found| found.len() == RESERVE) {
+            return;
+        }
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
+        let allocated = file.and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE)?));
+        if let Err(error) = allocated {
+            tracing::debug!(%error, "no room for the image index's reserve");
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    /// Frees the reserve. False if there was none.
+    pub(super) fn give_up_reserve(&self) -> bool {
+        fs::remove_file(self.images.join("reserve")).is_ok()
     }
 
     /// The file of a committed layer.

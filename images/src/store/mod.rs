@@ -1,6 +1,7 @@
 //! The image index, the layer files and pulls into them.
 //!
-//! On disk, below ROOT: `images/index.redb` (what exists), `images/lock`, and `layers/<hex>.erofs`. A layer file is
+//! On disk, below ROOT: `images/index.redb` (what exists), `images/lock`, `images/reserve` (space for removing images
+//! from a full disk), and `layers/<hex>.erofs`. A layer file is
 //! written under a temporary name, synced, renamed, and exists only once the index says so, in one transaction with the
 //! image that brought it. Queries answer from memory.
 
@@ -88,6 +89,7 @@ impl ImageStore {
     /// that no image uses stay until [`ImageStore::sweep`], so that holds can be taken for existing containers first.
     pub fn open(config: StoreConfig) -> Result<Arc<Self>, StoreError> {
         let files = Arc::new(Files::open(&config.root)?);
+        files.take_reserve();
         let (index, contents) = Index::open(&files.index())?;
         let catalogue = load(contents)?;
         let mounts = LayerMounts::new(&config.state);
@@ -138,15 +140,15 @@ impl ImageStore {
             let _writer = self.write();
             let Some(id) = self.read().resolve(name)? else { return Ok(Vec::new()) };
             let change = self.read().removal(&id);
-            self.index.commit(&change)?;
+            self.commit_removal(&change)?;
             self.apply(&change, BTreeMap::new());
             withdrawn = self.withdraw_unused()?;
             let mut removed = change.delete_names;
             removed.push(id);
             removed
         };
-        // Deleting large files takes a while; nobody needs to wait for it.
         drop(withdrawn);
+        self.files.take_reserve();
         Ok(removed)
     }
 
@@ -224,6 +226,17 @@ impl ImageStore {
         self.catalogue.write().unwrap_or_else(PoisonError::into_inner).apply(change, configs);
     }
 
+    /// Commits a change that frees space. On a full disk, which is when the kubelet removes images, even that needs
+    /// some: the reserve is given up for it and taken again when there is room.
+    fn commit_removal(&self, change: &Change) -> Result<(), StoreError> {
+        match self.index.commit(change) {
+            Err(error) if error.is_out_of_space() && self.files.give_up_reserve() => {
+                self.index.commit(change)
+            }
+            other => other,
+        }
+    }
+
     /// Takes unused layers out of the index, the mounts and the directory. The files go when the result is dropped,
     /// which the caller does after it has let the writer lock go.
     fn withdraw_unused(&self) -> Result<Vec<Temporary>, StoreError> {
@@ -232,7 +245,7 @@ impl ImageStore {
             return Ok(Vec::new());
         }
         let change = Change { delete_layers: unused, ..Change::default() };
-        self.index.commit(&change)?;
+        self.commit_removal(&change)?;
         self.apply(&change, BTreeMap::new());
         self.mounts.unmount(&change.delete_layers);
         let mut withdrawn = Vec::new();
@@ -307,9 +320,16 @@ impl ImageStore {
         let known: std::collections::HashSet<String> =
             self.read().layers.keys().map(|layer| layer.hex().to_owned()).collect();
         for leftover in self.files.leftovers(|hex| known.contains(hex))? {
-            fs::remove_file(&leftover.path).map_err(files::failed("delete", &leftover.path))?;
-            report.files += 1;
-            report.bytes += leftover.bytes;
+            match fs::remove_file(&leftover.path) {
+                Ok(()) => {
+                    report.files += 1;
+                    report.bytes += leftover.bytes;
+                }
+                // Not one of ours, a directory for example; no reason not to start.
+                Err(error) => {
+                    tracing::warn!(path = %leftover.path.display(), %error, "cannot delete a leftover")
+                }
+            }
         }
         Ok(())
     }

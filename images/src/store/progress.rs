@@ -12,7 +12,8 @@ pub enum PullProgress {
     Resolved {
         /// What the reference means at the registry.
         digest: Digest,
-        /// Digest and compressed size in bytes of each layer, lowest first.
+        /// Digest and compressed size in bytes of each layer, lowest first. Empty when the registry still means the
+        /// image that is here already; then nothing follows.
         layers: Vec<(Digest, u64)>,
     },
     /// So many bytes of the layer's blob have arrived, in total. Sent at most every 100 ms per layer.

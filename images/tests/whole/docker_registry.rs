@@ -9,17 +9,23 @@ use crate::image::{OCI_MANIFEST, TestImage, digest};
 pub(crate) struct DockerRegistry {
     process: Child,
     port: u16,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl DockerRegistry {
     pub(crate) fn start() -> Self {
-        Self::start_with("")
+        Self::start_with(tempfile::tempdir().unwrap(), "")
     }
 
-    /// With further lines at the end of its configuration (in the `http` section).
-    pub(crate) fn start_with(http: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    /// Ends this one and starts another over the same content, with further lines in the `http` section of its
+    /// configuration.
+    pub(crate) fn restart_with(mut self, http: &str) -> Self {
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::start_with(directory, http)
+    }
+
+    fn start_with(directory: tempfile::TempDir, http: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: \
@@ -41,7 +47,7 @@ impl DockerRegistry {
             assert!(started.elapsed() < Duration::from_secs(30), "docker-registry does not answer");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { process, port, _directory: directory }
+        Self { process, port, directory }
     }
 
     pub(crate) fn host(&self) -> String {

@@ -127,10 +127,10 @@ fn a_full_disk_fails_the_pull_and_leaves_nothing_and_the_next_pull_works() {
     in_own_mounts(|| async {
         let disk = tempfile::tempdir().unwrap();
         let directory = disk.path();
-        mount("none", directory, "tmpfs", MountFlags::empty(), Some(c"size=6m")).unwrap();
+        mount("none", directory, "tmpfs", MountFlags::empty(), Some(c"size=10m")).unwrap();
         let store_config = || StoreConfig::new(directory.join("root"), directory.join("state"));
         let store = ImageStore::open(store_config()).unwrap();
-        let big = TestImage::new(vec![Layer::noise("big", 8 << 20, 1)]);
+        let big = TestImage::new(vec![Layer::noise("big", 12 << 20, 1)]);
         let small = TestImage::new(vec![Layer::noise("small", 100_000, 2)]);
         let server = Server::start(&[("app:big", &big), ("app:small", &small)], |_| None).await;
         let name = |tag: &str| reference(&format!("{}/app:{tag}", server.host()));
@@ -139,7 +139,7 @@ fn a_full_disk_fails_the_pull_and_leaves_nothing_and_the_next_pull_works() {
         assert_eq!(crate::files(&directory.join("root/layers")), Vec::<String>::new());
         // Room for the layer but not for a byte more: the index itself cannot grow.
         let filler = directory.join("filler");
-        let _ = fs::write(&filler, vec![1; 8 << 20]);
+        let _ = fs::write(&filler, vec![1; 16 << 20]);
         let error = store.pull(&name("small"), None, None).await.unwrap_err();
         assert_eq!(error.kind(), PullErrorKind::OutOfSpace, "{error}");
         assert_eq!(crate::files(&directory.join("root/layers")), Vec::<String>::new());
@@ -149,6 +149,10 @@ fn a_full_disk_fails_the_pull_and_leaves_nothing_and_the_next_pull_works() {
         drop(store);
         let store = ImageStore::open(store_config()).unwrap();
         assert_eq!(store.list().unwrap().len(), 1);
+        // And full again: removing an image is what makes room.
+        let _ = fs::write(&filler, vec![1; 16 << 20]);
+        store.remove(&name("small").to_string()).unwrap();
+        assert_eq!(crate::files(&directory.join("root/layers")), Vec::<String>::new());
         drop(store);
         unmount(directory, UnmountFlags::DETACH).unwrap();
     });
