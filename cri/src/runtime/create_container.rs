@@ -15,7 +15,7 @@ use super::translate::{devices, mounts, profile};
 use super::{Error, Result, Runtime, blocking, host, volumes};
 use crate::api::runtime::{ContainerConfig, CreateContainerRequest, NamespaceMode, PodSandboxConfig};
 use crate::security::seccomp;
-use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, SandboxRecord};
+use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts};
 
 impl Runtime {
     /// Makes a container in a pod and returns its id. A repeated request joins the one under way, or gets the
@@ -89,9 +89,8 @@ impl Runtime {
         let directory = self.container_directory(&id);
         // A request that cannot be planned leaves nothing behind.
         let facts = facts(&record, self.apparmor).await?;
-        let pod_record = pod.record();
-        container::plan(&record, &pod_record, &directory, &facts)?;
-        self.check_target(pod, &record, &pod_record)?;
+        container::plan(&record, &pod.record(), &directory, &facts)?;
+        self.check_target(pod, &record)?;
 
         self.store.containers.put(&record)?;
         if let Err(error) = self.make_directories(&directory, &record.volumes, &image).await {
@@ -111,7 +110,7 @@ impl Runtime {
     }
 
     /// A debug container joins the processes of a container of its own pod that runs.
-    fn check_target(&self, pod: &Pod, record: &ContainerRecord, _pod: &SandboxRecord) -> Result<()> {
+    fn check_target(&self, pod: &Pod, record: &ContainerRecord) -> Result<()> {
         let context = record.config.as_ref().map(container::context).unwrap_or_default();
         let Some(options) = context.namespace_options else { return Ok(()) };
         if options.pid() != NamespaceMode::Target {

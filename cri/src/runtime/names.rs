@@ -40,12 +40,13 @@ pub enum Claim<K: Eq + Hash, R> {
     Held(String),
 }
 
-impl<K: Eq + Hash + Clone, R: PartialEq> Names<K, R> {
-    /// No names.
-    pub fn new() -> Self {
+impl<K, R> Default for Names<K, R> {
+    fn default() -> Self {
         Self { table: Arc::default() }
     }
+}
 
+impl<K: Eq + Hash + Clone, R: PartialEq> Names<K, R> {
     fn table(&self) -> MutexGuard<'_, HashMap<K, Owner<R>>> {
         lock(&self.table)
     }
@@ -152,7 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeated_request_joins_the_one_under_way() {
-        let names = Names::new();
+        let names = Names::default();
         let reservation = new(&names, "web", 1);
         let Claim::Joined(joined) = names.claim("web", 1) else { panic!() };
         assert!(matches!(names.claim("web", 2), Claim::Conflict));
@@ -167,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_operation_frees_the_name_and_tells_all_who_joined() {
-        let names = Names::new();
+        let names = Names::default();
         let reservation = new(&names, "web", 1);
         let Claim::Joined(joined) = names.claim("web", 1) else { panic!() };
         reservation.complete(&Err(Error::Unavailable("no network".into())));
@@ -178,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_abandoned_operation_frees_the_name() {
-        let names = Names::new();
+        let names = Names::default();
         let reservation = new(&names, "web", 1);
         let Claim::Joined(joined) = names.claim("web", 1) else { panic!() };
         drop(reservation);

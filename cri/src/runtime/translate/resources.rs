@@ -22,7 +22,7 @@ pub fn limits(cri: &LinuxContainerResources) -> Result<messages::Resources, Erro
             "cpu_period, cpu_quota and memory_limit_in_bytes cannot be negative (-1: no limit)",
         ));
     }
-    for (name, _) in &cri.unified {
+    for name in cri.unified.keys() {
         if name.contains('/') || !name.contains('.') || name.starts_with('.') {
             return Err(invalid(format!("{name:?} is not a file of cgroup v2")));
         }
