@@ -69,7 +69,7 @@ def case(name, tars, expect="refused", say=(), config=None, diff_ids=None, blobs
                        "size": (sizes or {}).get(index, len(blob))})
     with open(os.path.join(folder, "blobs", digest(body).replace(":", "-")), "wb") as file:
         file.write(body)
-    document = manifest or {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+    document = manifest if manifest is not None else {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(body),
                                        "size": len(body)}, "layers": layers}
     with open(os.path.join(folder, "manifest.json"), "wb") as file:
@@ -81,20 +81,28 @@ def case(name, tars, expect="refused", say=(), config=None, diff_ids=None, blobs
 busybox = tar(entry("bin/", tarfile.DIRTYPE), entry("bin/busybox", data=BUSYBOX),
               entry("bin/sh", tarfile.SYMTYPE, link="busybox"), entry("bin/cat", tarfile.SYMTYPE, link="busybox"),
               entry("bin/ls", tarfile.SYMTYPE, link="busybox"), entry("bin/sleep", tarfile.SYMTYPE, link="busybox"))
-plain = tar(entry("file", data=b"data"))
+COUNT = 0
+
+
+def plain():
+    """A harmless layer that no other case has: a layer that is there already is not fetched again."""
+    global COUNT
+    COUNT += 1
+    return tar(entry("file", data=b"data of layer %d" % COUNT))
+
 
 # What is served is not what was promised.
-case("wrong-digest", [plain], blobs={0: gzip.compress(b"other" * 100, mtime=0)}, say=["digest"])
-case("truncated-blob", [busybox], blobs={0: gzip.compress(busybox, 1, mtime=0)[:5000]}, say=[])
-case("wrong-size", [plain], sizes={0: 7}, say=["size"])
-case("wrong-diffid", [plain], diff_ids=["sha256:" + "0" * 64], say=["diffID"])
-case("too-few-diffids", [plain, plain], diff_ids=[digest(plain)])
-case("not-gzip", [plain], blobs={0: b"this is no gzip stream at all"}, say=[])
-case("unknown-compression", [plain], media={0: LAYER + "+brotli"}, say=["brotli"])
-case("manifest-is-not-json", [plain], manifest=b"{\"schemaVersion\": 2, ")
-case("manifest-of-nothing", [plain], manifest={})
-case("negative-size", [plain], sizes={0: -1})
-case("enormous-size", [plain], sizes={0: 1 << 62})
+case("wrong-digest", [plain()], blobs={0: gzip.compress(b"other" * 100, mtime=0)}, say=["digest"])
+case("truncated-blob", [plain() + b"\0" * 100000], blobs={0: gzip.compress(b"x" * 10000)[:20]})
+case("wrong-size", [plain()], sizes={0: 7}, say=["size"])
+case("wrong-diffid", [plain()], diff_ids=["sha256:" + "0" * 64], say=["uncompressed"])
+case("too-few-diffids", [plain(), plain()], diff_ids=[digest(b"one")])
+case("not-gzip", [plain()], blobs={0: b"this is no gzip stream at all"}, say=[])
+case("unknown-compression", [plain()], media={0: LAYER + "+brotli"}, say=["brotli"])
+case("manifest-is-not-json", [plain()], manifest=b"{\"schemaVersion\": 2, ")
+case("manifest-of-nothing", [plain()], manifest={})
+case("negative-size", [plain()], sizes={0: -1})
+case("enormous-size", [plain()], sizes={0: 1 << 62})
 
 # The tar lies.
 case("climbs-out", [tar(entry("../../../../tmp/hull-e2e-escaped", data=b"out"))], say=[".."])

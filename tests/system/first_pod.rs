@@ -131,7 +131,9 @@ async fn exec_sync_output_is_capped_at_16_mib() {
     let request = cri::ExecSyncRequest { container_id: id, cmd, timeout: 600 };
     let answer = daemon.runtime().await.exec_sync(request).await.unwrap().into_inner();
     assert_eq!(answer.exit_code, 0);
-    assert_eq!(answer.stdout.len(), 16 << 20);
+    // Both streams and what is around them fit into one message of 16 MiB, the most that kubelet takes.
+    let kept = answer.stdout.len();
+    assert!(kept <= 16 << 20 && kept > (16 << 20) - 8192, "{kept}");
     assert_eq!(answer.stderr, b"done\n");
     daemon.finish().await;
 }
