@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use common::{Pod, is_alive, shell, until};
 use hull_agent::protocol::exit_record;
 use hull_agent::protocol::messages::{
-    Exec, Forget, PidMode, Resources, Signal, StartContainer, UpdateResources, error::Code, event,
-    request::Call, response::Outcome,
+    CreateSandbox, Exec, Forget, PidMode, Resources, Signal, StartContainer, UpdateResources, error::Code,
+    event, request::Call, response::Outcome, user,
 };
 
 #[test]
@@ -90,6 +90,39 @@ fn a_failed_start_says_why_and_leaves_nothing() {
     pod.run("missing", "exit 0");
     assert_eq!(pod.client.exited("missing").exit_code, 0);
     pod.stop();
+}
+
+#[test]
+fn state_tells_all_that_a_new_caller_needs() {
+    let mut pod = Pod::with(|spec| spec.shared_pid_namespace = true);
+    let mut spec = pod.container("web", "sleep 1000");
+    let user = spec.process.as_mut().unwrap().user.as_mut().unwrap();
+    (user.user, user.supplemental_groups) = (Some(user::User::Name("web".into())), vec![77]);
+    let Outcome::ContainerStarted(started) = pod.try_start(spec) else { panic!() };
+    let state = pod.client.state();
+    assert_eq!((state.agent_pid, state.reaper_pid), (pod.agent_pid, pod.reaper_pid));
+    assert_eq!(state.cgroup_created_levels, 1);
+    let container = &state.containers[0];
+    assert_eq!((container.pid, container.started_at), (started.pid, started.started_at));
+    assert_eq!((container.uid, container.gid, &container.groups), (1000, 1000, &started.groups));
+    assert!(container.groups.contains(&77));
+    pod.stop();
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_says_why_and_the_agent_ends() {
+    type Change = fn(&mut CreateSandbox);
+    let changes: [(&str, Change); 5] = [
+        ("hostname", |spec| spec.hostname = "x".repeat(100)),
+        ("sysctl", |spec| spec.sysctls = [("kernel.no_such_thing".to_owned(), "1".to_owned())].into()),
+        ("slot 9", |spec| spec.network_namespace = Some(9)),
+        ("cgroup", |spec| spec.cgroup_leaf = "../up".into()),
+        ("its id", |spec| spec.id = "a/b".into()),
+    ];
+    for (word, change) in changes {
+        let error = common::failed_birth(change);
+        assert!(error.message.contains(word), "{}", error.message);
+    }
 }
 
 #[test]

@@ -108,6 +108,8 @@ impl Server {
             sandbox_id: self.pod.id.clone(),
             agent_pid: rustix::process::getpid().as_raw_nonzero().get(),
             agent_version: env!("CARGO_PKG_VERSION").into(),
+            reaper_pid: self.pod.reaper.as_ref().map_or(0, |reaper| reaper.pid),
+            cgroup_created_levels: self.pod.cgroup.created_levels(),
             containers: self.containers.iter().map(super::container::Container::state).collect(),
         }
     }

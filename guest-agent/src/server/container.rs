@@ -9,7 +9,7 @@ use super::Server;
 use super::failure::CallError;
 use crate::cgroup::{Leaf, OomWatch};
 use crate::protocol::is_valid_id;
-use crate::protocol::messages::{ContainerState, Event, ExitRecord, Process, event};
+use crate::protocol::messages::{ContainerStarted, ContainerState, Event, ExitRecord, Process, event};
 use crate::stdio::{Buffers, LogFile, OutputStream, Progress, Stream};
 
 /// v1 tells that memory ran out a moment before the kill is counted: looks after that, and the time between them.
@@ -28,8 +28,8 @@ pub(super) struct Container {
     /// The first process died with everything in its own PID namespace; in a shared one others may go on.
     pub(super) own_pid_namespace: bool,
     pub(super) private_cgroup_namespace: bool,
-    pub(super) pid: i32,
-    pub(super) started_at: i64,
+    /// What the caller was told at the start.
+    pub(super) started: ContainerStarted,
     pub(super) log: LogFile,
     pub(super) stdout: Option<OutputStream>,
     pub(super) stderr: Option<OutputStream>,
@@ -91,7 +91,8 @@ impl Container {
 
     pub(super) fn state(&self) -> ContainerState {
         let exit = if let Phase::Ended(record) = &self.phase { Some(record.clone()) } else { None };
-        ContainerState { id: self.id.clone(), pid: self.pid, started_at: self.started_at, exit }
+        let ContainerStarted { pid, uid, gid, groups, started_at } = self.started.clone();
+        ContainerState { id: self.id.clone(), pid, started_at, exit, uid, gid, groups }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

@@ -36,7 +36,8 @@ impl Server {
 
     /// False if the status could not be taken, so that asking again would bring the same child.
     fn child_ended(&mut self, pid: i32) -> bool {
-        if let Some(index) = self.containers.iter().position(|one| one.pid == pid && one.running().is_some())
+        if let Some(index) =
+            self.containers.iter().position(|one| one.started.pid == pid && one.running().is_some())
         {
             let ended = self.containers[index]
                 .running()
@@ -109,7 +110,7 @@ impl Server {
             container_id: container.id.clone(),
             exit_code: ended.exit_code(),
             finished_at,
-            started_at: container.started_at,
+            started_at: container.started.started_at,
             oom_killed: oom_kills > 0,
         };
         if let Err(error) = exit_record::write(self.pod.state_directory.as_fd(), &record) {

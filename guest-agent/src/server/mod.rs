@@ -50,6 +50,7 @@ pub fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 report::line(format_args!("the event loop failed, the pod ends: {error}"));
+                server.begin_stop(None);
                 ExitCode::FAILURE
             }
         },

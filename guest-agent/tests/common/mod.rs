@@ -181,6 +181,16 @@ impl Pod {
     }
 
     pub fn with(change: impl FnOnce(&mut CreateSandbox)) -> Self {
+        let (mut pod, outcome) = Self::born(change);
+        let Outcome::SandboxCreated(created) = outcome else { panic!("{outcome:?}") };
+        pod.agent_pid = created.agent_pid;
+        pod.reaper_pid = created.reaper_pid;
+        pod.created_levels = created.cgroup_created_levels;
+        pod
+    }
+
+    /// An agent and its answer to CreateSandbox.
+    fn born(change: impl FnOnce(&mut CreateSandbox)) -> (Self, Outcome) {
         let directory = tempfile::tempdir().unwrap();
         make_tree(&directory.path().join("rootfs"));
         fs::create_dir(directory.path().join("state")).unwrap();
@@ -214,18 +224,19 @@ impl Pod {
         change(&mut spec);
         let mut client = Client::new(ours);
         let outcome = client.call(Call::CreateSandbox(spec), &[listener.as_fd(), state.as_fd()]);
-        let Outcome::SandboxCreated(created) = outcome else { panic!("{outcome:?}") };
-        Self {
+        let agent_pid = child.id().try_into().unwrap();
+        let pod = Self {
             client,
             directory,
-            agent_pid: created.agent_pid,
-            reaper_pid: created.reaper_pid,
+            agent_pid,
+            reaper_pid: 0,
             cgroup_parent,
             hierarchies,
-            created_levels: created.cgroup_created_levels,
+            created_levels: 1,
             child,
             stopped: false,
-        }
+        };
+        (pod, outcome)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -374,6 +385,15 @@ impl Drop for Pod {
         }
         let _ = self.child.wait();
     }
+}
+
+/// The error of an agent that could not make its sandbox; it has ended and nothing is left.
+pub fn failed_birth(change: impl FnOnce(&mut CreateSandbox)) -> Error {
+    let (mut pod, outcome) = Pod::born(change);
+    let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
+    assert!(pod.client.is_closed());
+    pod.clean_up();
+    error
 }
 
 fn cgroups_below(parent: &str) -> Vec<String> {
