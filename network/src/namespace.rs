@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hull_sys::namespace::{Namespaces, unshare};
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use tokio::sync::oneshot;
@@ -90,20 +91,16 @@ fn is_on_shared_mount(path: &Path) -> io::Result<bool> {
 
 /// Mount point that `path` lies on, and its optional fields, from /proc/thread-self/mountinfo (proc(5)).
 fn mount_options(path: &Path) -> io::Result<(PathBuf, String)> {
-    let path = fs::canonicalize(path)?;
+    // By number: a path may also match a mount that another one hides.
+    let facts = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+    let id = facts.stx_mnt_id.to_string();
     let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
-    let mut best = (PathBuf::new(), String::new());
-    for line in table.lines() {
-        let mut fields = line.split(' ');
-        // Octal escapes only matter for names that none of ours have.
-        let Some(at) = fields.nth(4) else { continue };
-        // The later of two mounts at the same place hides the earlier.
-        if path.starts_with(at) && Path::new(at).components().count() >= best.0.components().count() {
-            let optional = fields.skip(1).take_while(|field| *field != "-").collect::<Vec<_>>().join(" ");
-            best = (PathBuf::from(at), optional);
-        }
-    }
-    Ok(best)
+    let line = table.lines().find(|line| line.split(' ').next() == Some(&id)).ok_or(ErrorKind::NotFound)?;
+    let mut fields = line.split(' ');
+    // Octal escapes only matter for names that none of ours have.
+    let at = fields.nth(4).unwrap_or_default();
+    let optional = fields.skip(1).take_while(|field| *field != "-").collect::<Vec<_>>().join(" ");
+    Ok((PathBuf::from(at), optional))
 }
 
 /// Removes a pin; one that is gone is fine. The namespace itself ends with its last process.

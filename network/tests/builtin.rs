@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -117,6 +117,9 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
             ask(None, at(ip(host), 8080)).unwrap_or_else(|error| panic!("{host}: {error}"));
         }
         ask_udp(None, at(ip("127.0.0.1"), 5353)).unwrap();
+        // ::1 cannot lead to a pod; then it must be refused at once.
+        let error = ask(None, at(ip("::1"), 8080)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
         // From another pod, and from the pod itself.
         for from in [&other, &web] {
             for host in ["198.51.100.1", "10.213.0.1", "2001:db8::1", "fd68:756c:6c00::1"] {
@@ -132,6 +135,32 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
         ask(None, at(ip("127.0.0.1"), 8082)).unwrap_err();
         ask(Some(&outside), at(ip("2001:db8::1"), 8083)).unwrap();
         ask(Some(&outside), at(ip("198.51.100.1"), 8083)).unwrap_err();
+    });
+}
+
+#[test]
+fn a_udp_client_that_never_stops_reaches_the_next_pod() {
+    on_own_machine("a_udp_client_that_never_stops_reaches_the_next_pod", |machine| async move {
+        let outside = machine.add_outside();
+        let network = machine.open().await;
+        network.set_up(&pod("keeper")).await.unwrap();
+        let client = inside(&outside, || UdpSocket::bind("0.0.0.0:5000").unwrap());
+        client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let call = || {
+            client.send_to(b"?", "198.51.100.1:5353").unwrap();
+            client.recv_from(&mut [0; 100]).is_ok()
+        };
+        assert!(!call());
+        for id in ["a", "b"] {
+            let mut dns = pod(id);
+            dns.port_mappings = vec![host_port(Protocol::Udp, 5353, 53, None)];
+            let attachment = network.set_up(&dns).await.unwrap();
+            serve_udp(&attachment.namespace, "0.0.0.0:53");
+            assert!(call(), "{id}");
+            network.tear_down(&dns).await.unwrap();
+            // It answers no more, though the client's flow goes on.
+            assert!(!call(), "{id}");
+        }
     });
 }
 
@@ -208,7 +237,7 @@ fn a_failed_step_leaves_nothing_behind() {
 
         // The last step, the host ports, cannot be made.
         let ruleset = run_for_output("nft list ruleset");
-        run("nft delete table inet hull0");
+        run("nft delete table inet hull0; nft add table inet hull0");
         let mut z = pod("z");
         z.port_mappings = vec![host_port(Protocol::Tcp, 8080, 80, None)];
         network.set_up(&z).await.unwrap_err();
@@ -218,6 +247,24 @@ fn a_failed_step_leaves_nothing_behind() {
         expect_host_state(&before).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(records(), 1);
+    });
+}
+
+#[test]
+fn a_bridge_and_rules_that_somebody_removed_come_back_with_the_next_pod() {
+    let name = "a_bridge_and_rules_that_somebody_removed_come_back_with_the_next_pod";
+    on_own_machine(name, |machine| async move {
+        let network = machine.open().await;
+        let mut a = pod("a");
+        a.port_mappings = vec![host_port(Protocol::Tcp, 8080, 80, None)];
+        let a = network.set_up(&a).await.unwrap();
+        serve(Some(&a.namespace), "[::]:80");
+        for damage in ["nft flush ruleset", "ip link del hull0"] {
+            run(damage);
+            network.set_up(&pod("b")).await.unwrap();
+            ask(None, at(ip("127.0.0.1"), 8080)).unwrap();
+            network.tear_down(&pod("b")).await.unwrap();
+        }
     });
 }
 

@@ -65,6 +65,11 @@ impl HostPort {
         Ok(ports)
     }
 
+    /// Host ports of the UDP ones.
+    pub(crate) fn udp(ports: &[Self]) -> Vec<u16> {
+        ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port).collect()
+    }
+
     /// True if both answer to some packet.
     pub(crate) fn collides(&self, other: &Self) -> bool {
         self.protocol == other.protocol

@@ -45,6 +45,26 @@ pub(crate) struct Builtin {
     /// The bridge and the table, once they were seen to by this process. Held for reading while a pod is attached.
     base: Arc<RwLock<Option<Bridge>>>,
     reaper: Arc<Reaper>,
+    filter: Arc<Filter>,
+}
+
+/// The one socket for the packet filter, opened with first use in the daemon's own network namespace. It stays open:
+/// closing one waits for what was deleted through it (an RCU grace period, 5 to 10 ms).
+#[derive(Debug, Default)]
+struct Filter(Mutex<Option<Socket>>);
+
+impl Filter {
+    fn with<T>(&self, work: impl FnOnce(&Socket) -> Result<T, NetworkError>) -> Result<T, NetworkError> {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match socket.take() {
+            Some(open) => open,
+            None => Socket::netfilter()?,
+        };
+        // After a failure there may be an answer to come that nobody waits for.
+        let done = work(&open)?;
+        *socket = Some(open);
+        Ok(done)
+    }
 }
 
 impl Builtin {
@@ -66,6 +86,7 @@ impl Builtin {
             pool: Mutex::new(saved.map_or_else(Pool::default, Pool::restore)),
             base: Arc::default(),
             reaper: Arc::default(),
+            filter: Arc::default(),
         });
         let released = builtin.ledger.all().into_iter().filter(|record| record.released);
         for record in released.filter(|record| matches!(record.kind, Kind::Builtin(_))) {
@@ -95,16 +116,22 @@ impl Builtin {
             bandwidth: pod.bandwidth,
         };
         let addresses: Vec<IpAddr> = given.addresses.iter().map(IpNet::addr).collect();
-        let (table, of_pod) = (self.marks.bridge.clone(), addresses.clone());
+        let (filter, table, of_pod) = (self.filter.clone(), self.marks.bridge.clone(), addresses.clone());
         namespace::make(
             pin,
-            || Ok((Socket::route()?, Socket::netfilter()?)),
-            move |(host, filter), namespace| {
+            || Ok(Socket::route()?),
+            move |host, namespace| {
                 link::connect(&plan, &host, namespace)?;
                 if given.ports.is_empty() {
                     return Ok(());
                 }
-                ruleset::add_host_ports(&filter, &table, &given.ports, &of_pod)
+                filter.with(|socket| {
+                    ruleset::add_host_ports(socket, &table, &given.ports, &of_pod)?;
+                    match HostPort::udp(&given.ports) {
+                        udp if udp.is_empty() => Ok(()),
+                        udp => Ok(socket.forget_udp_flows_to(&udp)?),
+                    }
+                })
             },
         )
         .await?;
@@ -151,7 +178,10 @@ impl Builtin {
         let Kind::Builtin(given) = &record.kind else { return Ok(()) };
         if !record.released && !given.ports.is_empty() && self.ledger.is_of_this_boot(&record) {
             let addresses: Vec<IpAddr> = given.addresses.iter().map(IpNet::addr).collect();
-            ruleset::delete_host_ports(&Socket::netfilter()?, &self.marks.bridge, &given.ports, &addresses)?;
+            self.filter.with(|socket| {
+                ruleset::delete_host_ports(socket, &self.marks.bridge, &given.ports, &addresses)?;
+                Ok(socket.forget_udp_flows_to(&HostPort::udp(&given.ports))?)
+            })?;
         }
         record.released = true;
         self.ledger.update(&record)?;
@@ -206,16 +236,24 @@ impl Builtin {
     /// The bridge and the table, made if they are missing, and kept while the guard lives.
     async fn base(self: &Arc<Self>) -> Result<OwnedRwLockReadGuard<Option<Bridge>>, NetworkError> {
         let shared = self.base.clone().read_owned().await;
-        if shared.is_some() {
+        if self.is_whole(shared.as_ref())? {
             return Ok(shared);
         }
         drop(shared);
         let mut base = self.base.clone().write_owned().await;
-        if base.is_none() {
+        if !self.is_whole(base.as_ref())? {
             let this = self.clone();
             *base = Some(blocking(move || this.install()).await?);
         }
         Ok(base.downgrade())
+    }
+
+    /// Whether the bridge and the table are there; an administrator or a reload of a firewall may have removed them.
+    fn is_whole(&self, base: Option<&Bridge>) -> Result<bool, NetworkError> {
+        let Some(bridge) = base else { return Ok(false) };
+        let has_bridge =
+            Socket::route()?.link_index(&self.marks.bridge).is_ok_and(|index| index == bridge.index);
+        Ok(has_bridge && self.filter.with(|socket| Ok(socket.has_table(&self.marks.bridge)?))?)
     }
 
     /// Makes what is missing of the bridge and the table; puts the host ports of living pods in.
@@ -230,18 +268,23 @@ impl Builtin {
                 }
             }
         }
-        let bridge = bridge::ensure(&Socket::route()?, &self.marks, self.mtu, &subnets)?;
-        let filter = Socket::netfilter()?;
-        let table = &self.marks.bridge;
-        ruleset::install(&filter, table, &subnets)?;
+        let socket = Socket::route()?;
+        let bridge = bridge::ensure(&socket, &self.marks, self.mtu, &subnets)?;
+        let mut batch = Batch::new();
+        builtin_records(records.iter()).for_each(|(_, record)| batch.set_bridge(&record.link, bridge.index));
+        socket.execute(&batch)?;
         let pods: Vec<(Vec<HostPort>, Vec<IpAddr>)> = builtin_records(records.iter())
             .map(|(_, record)| (record.ports.clone(), record.addresses.iter().map(IpNet::addr).collect()))
             .collect();
         let known = pods.iter().map(|(ports, addresses)| (ports.as_slice(), addresses.as_slice()));
-        ruleset::retain_host_ports(&filter, table, known.clone())?;
-        for (ports, addresses) in known.filter(|(ports, _)| !ports.is_empty()) {
-            ruleset::add_host_ports(&filter, table, ports, addresses)?;
-        }
+        let table = &self.marks.bridge;
+        self.filter.with(|filter| {
+            ruleset::install(filter, table, &subnets)?;
+            ruleset::retain_host_ports(filter, table, known.clone())?;
+            known
+                .filter(|(ports, _)| !ports.is_empty())
+                .try_for_each(|(ports, addresses)| ruleset::add_host_ports(filter, table, ports, addresses))
+        })?;
         Ok(bridge)
     }
 
@@ -284,7 +327,7 @@ impl Builtin {
 
     /// Removes the bridge and the table.
     fn uninstall(&self, base: &mut Option<Bridge>) -> Result<(), NetworkError> {
-        ruleset::remove(&Socket::netfilter()?, &self.marks.bridge)?;
+        self.filter.with(|socket| ruleset::remove(socket, &self.marks.bridge))?;
         bridge::remove(&Socket::route()?, &self.marks)?;
         *base = None;
         namespace::release_directory(&self.netns_dir);

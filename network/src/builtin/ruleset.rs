@@ -7,7 +7,7 @@
 //! iptables' FORWARD policy to DROP), that table must allow the bridge itself, e.g. by
 //! `iptables -I DOCKER-USER -i hull0 -j ACCEPT` and the same with `-o`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -91,6 +91,11 @@ pub(super) fn install(socket: &Socket, bridge: &str, subnets: &[IpNet]) -> Resul
 }
 
 fn translate_host_ports(transaction: &mut Transaction<'_>) {
+    // The kernel routes nothing from ::1 to another link (IPv6 has no route_localnet). Untranslated, a call to ::1 is
+    // refused at once and the caller tries 127.0.0.1; translated, it would wait in vain.
+    transaction.add_rule("output", |rule| {
+        rule.version(Version::V6).destination(Version::V6, true, &Ipv6Addr::LOCALHOST.octets(), 128).accept();
+    });
     for chain in ["prerouting", "output"] {
         transaction.add_rule(chain, |rule| rule.destination_is_local().jump(HOST_PORTS));
     }

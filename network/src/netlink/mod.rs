@@ -3,6 +3,8 @@
 //! The kernel handles both families inside sendmsg, so a socket answers at once and needs no task, no timer and no
 //! locking; whoever needs one opens one (5 µs) in the network namespace it is meant for.
 
+/// Tracked connections (ctnetlink over nfnetlink).
+mod conntrack;
 /// The expressions that nf_tables rules are made of.
 pub(crate) mod expression;
 mod message;

@@ -1,3 +1,5 @@
+use rustix::io::Errno;
+
 use super::expression::Rule;
 use super::message::{F_CREATE, F_DUMP};
 use super::{Attributes, Batch, Message, NetlinkError, Socket};
@@ -11,6 +13,7 @@ const F_APPEND: u16 = 0x800;
 
 // linux/netfilter/nf_tables.h
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
@@ -173,6 +176,18 @@ impl<'a> Transaction<'a> {
 }
 
 impl Socket {
+    /// Whether there is a table of this name in the inet family.
+    pub(crate) fn has_table(&self, table: &str) -> Result<bool, NetlinkError> {
+        let mut batch = Batch::new();
+        batch.push(GET_TABLE, 0, format!("looking for nft table {table}"), |m| {
+            m.raw(&[INET, 0, 0, 0]).string(1, table);
+        });
+        match self.execute(&batch) {
+            Err(error) if error.errno == Errno::NOENT => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// The keys in a map.
     pub(crate) fn map_keys(&self, table: &str, map: &Map) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let mut batch = Batch::new();

@@ -148,6 +148,14 @@ impl Batch {
         });
     }
 
+    /// Puts a link on a bridge; a link that is gone is fine.
+    pub(crate) fn set_bridge(&mut self, name: &str, bridge: u32) {
+        let what = format!("attaching link {name} to the bridge again");
+        self.push_tolerating(&[Errno::NODEV], SETLINK, 0, what, |m| {
+            m.raw(&link_header(0, UP)).string(NAME, name).u32(MASTER, bridge);
+        });
+    }
+
     pub(crate) fn set_up(&mut self, index: u32, what: &str) {
         self.push(SETLINK, 0, format!("setting {what} up"), |m| {
             m.raw(&link_header(index, UP));

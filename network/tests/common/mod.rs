@@ -1,6 +1,6 @@
 //! A machine for each test: the test runs again in a process with a network and a mount namespace of its own, so that
 //! its bridge, rules and sysctls are never the real machine's.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
