@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::builtin::{Builtin, blocking, namespace_path};
+use crate::builtin::{Builtin, blocking, check_subnets, namespace_path};
 use crate::cni::Cni;
 use crate::ledger::{self, Kind, Ledger, Record, make_directory};
 use crate::{Attachment, Mode, NetworkConfig, NetworkError, PodNetwork, namespace};
@@ -48,7 +48,7 @@ impl Network {
         } else {
             config.subnets.clone()
         };
-        let subnets = if cidrs.is_empty() { configured } else { cidrs.clone() };
+        let subnets = if check_subnets(&cidrs).is_ok() { cidrs.clone() } else { configured };
         let subnets = subnets.iter().map(IpNet::trunc).collect();
         let builtin = Builtin::open(&config, subnets, ledger.clone())?;
         let cni = Cni::new(&config, cidrs, ledger.clone());
@@ -112,7 +112,9 @@ impl Network {
         if cidrs.is_empty() || cidrs == self.inner.cni.pod_cidrs() {
             return Ok(());
         }
-        self.inner.builtin.set_subnets(cidrs.clone()).await?;
+        if self.inner.config.mode != Mode::Cni {
+            self.inner.builtin.set_subnets(cidrs.clone()).await?;
+        }
         let bytes = serde_json::to_vec(&cidrs).unwrap_or_default();
         ledger::replace(&pod_cidrs_path(&self.inner.config), &bytes)?;
         self.inner.cni.set_pod_cidrs(cidrs);

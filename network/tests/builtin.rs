@@ -371,6 +371,9 @@ fn two_daemons_live_side_by_side() {
         let clash = Network::open(second_config("hull0")).await.unwrap();
         let error = clash.set_up(&pod("b")).await.unwrap_err().to_string();
         assert!(error.contains("not this daemon's"), "{error}");
+        clash.collect(&BTreeSet::new()).await.unwrap();
+        clash.release().await.unwrap();
+        assert!(run_for_output("nft list ruleset; ip -o link").matches("hull0").count() > 2);
         drop(clash);
         tokio::time::sleep(Duration::from_millis(50)).await;
         // The same range: refused as well.

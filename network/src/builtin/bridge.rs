@@ -113,17 +113,19 @@ fn mtu_of_default_route(socket: &Socket, links: &[Link]) -> Result<u32, NetworkE
     Ok(links.iter().find(|link| Some(link.index) == index).map_or(DEFAULT_MTU, |link| link.mtu))
 }
 
-/// Removes the bridge if it is this daemon's; one that is gone is fine.
-pub(super) fn remove(socket: &Socket, marks: &Marks) -> Result<(), NetworkError> {
+/// Whether this daemon's bridge is there.
+pub(super) fn is_ours(socket: &Socket, marks: &Marks) -> Result<bool, NetworkError> {
     match socket.link_index(&marks.bridge) {
-        Err(error) if error.errno == Errno::NODEV => return Ok(()),
+        Err(error) if error.errno == Errno::NODEV => return Ok(false),
         other => other?,
     };
     let is_ours = |link: &Link| link.name == marks.bridge && link.alias == marks.bridge_alias();
-    if socket.links()?.iter().any(is_ours) {
-        let mut batch = Batch::new();
-        batch.delete_link(&marks.bridge);
-        socket.execute(&batch)?;
-    }
-    Ok(())
+    Ok(socket.links()?.iter().any(is_ours))
+}
+
+/// Removes the bridge; one that is gone is fine.
+pub(super) fn remove(socket: &Socket, marks: &Marks) -> Result<(), NetworkError> {
+    let mut batch = Batch::new();
+    batch.delete_link(&marks.bridge);
+    Ok(socket.execute(&batch)?)
 }

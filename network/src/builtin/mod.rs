@@ -127,10 +127,7 @@ impl Builtin {
                 }
                 filter.with(|socket| {
                     ruleset::add_host_ports(socket, &table, &given.ports, &of_pod)?;
-                    match HostPort::udp(&given.ports) {
-                        udp if udp.is_empty() => Ok(()),
-                        udp => Ok(socket.forget_udp_flows_to(&udp)?),
-                    }
+                    Ok(socket.forget_udp_flows_to(&HostPort::udp(&given.ports))?)
                 })
             },
         )
@@ -325,10 +322,14 @@ impl Builtin {
         Ok(())
     }
 
-    /// Removes the bridge and the table.
+    /// Removes the bridge and the table, if they are this daemon's: another may have a bridge of the same name.
     fn uninstall(&self, base: &mut Option<Bridge>) -> Result<(), NetworkError> {
-        self.filter.with(|socket| ruleset::remove(socket, &self.marks.bridge))?;
-        bridge::remove(&Socket::route()?, &self.marks)?;
+        let socket = Socket::route()?;
+        if bridge::is_ours(&socket, &self.marks)? {
+            // The bridge goes last: while it is there, what is left of the rest is known to be ours.
+            self.filter.with(|socket| ruleset::remove(socket, &self.marks.bridge))?;
+            bridge::remove(&socket, &self.marks)?;
+        }
         *base = None;
         namespace::release_directory(&self.netns_dir);
         Ok(())
@@ -366,7 +367,8 @@ fn builtin_records<'a>(
     })
 }
 
-fn check_subnets(subnets: &[IpNet]) -> Result<(), NetworkError> {
+/// Whether the built-in network can give pods addresses from these ranges.
+pub(crate) fn check_subnets(subnets: &[IpNet]) -> Result<(), NetworkError> {
     subnets.iter().try_for_each(|subnet| address::check(*subnet))?;
     let count = |v4: bool| subnets.iter().filter(|subnet| subnet.addr().is_ipv4() == v4).count();
     if subnets.is_empty() || count(true) > 1 || count(false) > 1 {

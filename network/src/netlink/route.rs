@@ -137,9 +137,14 @@ impl Batch {
                 });
             });
         });
-        // With br_netfilter (Kubernetes loads it) a pod that calls its own host port is translated on the bridge, and
-        // the frame must go back through the port it came from.
-        self.push(NEWLINK, 0, format!("letting link {name} hairpin"), |m| {
+        self.let_hairpin(name);
+    }
+
+    /// With br_netfilter (Kubernetes loads it) a pod that calls its own host port is translated on the bridge, and the
+    /// frame must go back through the port it came from.
+    fn let_hairpin(&mut self, name: &str) {
+        let what = format!("letting link {name} hairpin");
+        self.push_tolerating(&[Errno::NODEV], NEWLINK, 0, what, |m| {
             m.raw(&link_header(0, 0)).string(NAME, name).nested(INFO, |m| {
                 m.string(INFO_PORT_KIND, "bridge").nested(INFO_PORT_DATA, |m| {
                     m.attribute(PORT_HAIRPIN, &[1]);
@@ -154,6 +159,7 @@ impl Batch {
         self.push_tolerating(&[Errno::NODEV], SETLINK, 0, what, |m| {
             m.raw(&link_header(0, UP)).string(NAME, name).u32(MASTER, bridge);
         });
+        self.let_hairpin(name);
     }
 
     pub(crate) fn set_up(&mut self, index: u32, what: &str) {
