@@ -148,7 +148,9 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<u8, CliError> {
-    let mut client = Client::connect(&cli.socket, cli.timeout).await?;
+    // What `stop` calls --timeout is the container's time and not the request's.
+    let timeout = cli.timeout.filter(|_| !matches!(cli.command, Command::Stop(_)));
+    let mut client = Client::connect(&cli.socket, timeout).await?;
     let (client, format) = (&mut client, cli.output);
     match cli.command {
         Command::Run(run) => return run.run(client).await,
@@ -181,6 +183,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_stop_has_its_own_timeout_in_seconds() {
+        for (arguments, wanted) in [
+            (&["stop", "web"][..], 10),
+            (&["stop", "-t", "1", "web"], 1),
+            (&["stop", "--timeout", "1m", "web"], 60),
+        ] {
+            let cli = Cli::try_parse_from([&["hull"], arguments].concat()).unwrap();
+            let Command::Stop(stop) = cli.command else { panic!("not a stop") };
+            assert_eq!(stop.timeout, Duration::from_secs(wanted), "{arguments:?}");
+        }
     }
 
     #[test]

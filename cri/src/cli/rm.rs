@@ -20,13 +20,21 @@ pub(super) struct Rm {
     force: bool,
 
     /// Ids, beginnings of ids, or names
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     containers: Vec<String>,
+
+    /// All of them
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
 }
 
 impl Rm {
     pub(super) async fn run(self, client: &mut Client) -> Result<(), CliError> {
-        for name in &self.containers {
+        let names = match self.all {
+            true => find::containers(client).await?.into_iter().map(|container| container.id).collect(),
+            false => self.containers,
+        };
+        for name in &names {
             let container = find::container(client, name).await?;
             if container.state() == ContainerState::ContainerRunning {
                 if !self.force {

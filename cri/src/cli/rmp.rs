@@ -17,13 +17,21 @@ pub(super) struct RemovePod {
     force: bool,
 
     /// Ids, beginnings of ids, or names
-    #[arg(required = true, value_name = "POD")]
+    #[arg(required_unless_present = "all", value_name = "POD")]
     pods: Vec<String>,
+
+    /// All of them
+    #[arg(short, long, conflicts_with = "pods")]
+    all: bool,
 }
 
 impl RemovePod {
     pub(super) async fn run(self, client: &mut Client) -> Result<(), CliError> {
-        for name in &self.pods {
+        let names = match self.all {
+            true => find::pods(client).await?.into_iter().map(|pod| pod.id).collect(),
+            false => self.pods,
+        };
+        for name in &names {
             let pod = find::pod(client, name).await?;
             if pod.state() == PodSandboxState::SandboxReady && !self.force {
                 let hint = format!("`hull stopp {name}` stops it, `hull rmp -f {name}` does both.");

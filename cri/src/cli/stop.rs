@@ -17,9 +17,10 @@ use crate::config::value::parse_duration;
 /// up, SIGKILL.
 #[derive(Debug, Args)]
 pub(super) struct Stop {
-    /// How long it may take to end by itself; 0s kills it at once
-    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    grace: Duration,
+    /// How long it may take to end by itself, e.g. 30 or 30s; 0 kills it at once
+    // The same id as the option of every command, whose place it takes here: what people know from docker and crictl.
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = seconds_or_duration)]
+    pub(super) timeout: Duration,
 
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "CONTAINER")]
@@ -30,11 +31,16 @@ impl Stop {
     pub(super) async fn run(self, client: &mut Client) -> Result<(), CliError> {
         for name in &self.containers {
             let id = find::container(client, name).await?.id;
-            stop(client, name, id, self.grace).await?;
+            stop(client, name, id, self.timeout).await?;
             print(&format!("{name}\n"))?;
         }
         Ok(())
     }
+}
+
+/// A bare number counts seconds, as with docker and crictl.
+fn seconds_or_duration(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).or_else(|_| parse_duration(text))
 }
 
 /// Stops one container; `name` is for messages.

@@ -31,6 +31,14 @@ impl Node for RuntimeServer {
         Ok(Self(Runtime::open(config).await?))
     }
 
+    async fn release(&self) -> Result<(), String> {
+        match self.0.release().await {
+            Ok(report) if report.pods == 0 => Ok(()),
+            Ok(report) => Err(format!("there are still {} pods; `hull rmp --all --force` removes them", report.pods)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     async fn shutdown(&self) {
         self.0.shutdown().await;
     }

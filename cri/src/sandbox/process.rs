@@ -18,6 +18,7 @@ use hull_images::ImageStore;
 
 use super::source::{clone_tree, open_host_tree, open_log, open_own};
 use super::{Agent, Events, Launched, Launcher, Nascent, Outside, Place, SandboxError, Slots, Source};
+use crate::server::descriptors;
 
 /// The agent's listening socket in the pod's directory.
 const SOCKET: &str = "agent.sock";
@@ -68,6 +69,8 @@ impl ProcessLauncher {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
+        // It waits for its first request, so nothing of the pod has hulld's own limit by then.
+        descriptors::restore_for(child.id());
         let id = place.id.clone();
         tokio::spawn(async move {
             match child.wait().await {

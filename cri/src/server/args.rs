@@ -44,6 +44,10 @@ pub struct Args {
     /// Say whether the configuration is right, and end
     #[arg(long, conflicts_with = "print_config")]
     pub check_config: bool,
+
+    /// Leave the machine as it was found, and end: no layer mounts, no bridge, no cgroups. Needs that no pods are left
+    #[arg(long, conflicts_with_all = ["print_config", "check_config"])]
+    pub release: bool,
 }
 
 const EXAMPLES: &str = "\

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::directories::DirectoryError;
 use super::socket::{Socket, SocketError};
-use super::{Args, directories, logging, notify, requests, serve, socket};
+use super::{Args, descriptors, directories, logging, notify, requests, serve, socket};
 use crate::api::hull::hull_server::Hull;
 use crate::api::runtime::image_service_server::ImageService;
 use crate::api::runtime::runtime_service_server::RuntimeService;
@@ -25,6 +25,9 @@ pub trait Node: RuntimeService + ImageService + Hull + Clone {
 
     /// Adopts what runs and gets ready for requests.
     fn open(config: Config) -> impl Future<Output = Result<Self, Self::Error>> + Send;
+
+    /// Removes what is kept for the next pod: layer mounts, bridge, cgroups. Fails while there are pods.
+    fn release(&self) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Ends what belongs to the daemon; pods go on running.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
@@ -63,7 +66,11 @@ pub fn main<N: Node>() -> ExitCode {
     }
     hull_sys::memory::limit_heaps(HEAPS);
     logging::start(&config.log);
-    match start::<N>(config) {
+    let ended = match args.release {
+        true => start(release::<N>(config)),
+        false => start(run::<N>(config)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -88,18 +95,32 @@ enum DaemonError {
     Socket(#[from] SocketError),
     #[error("cannot start: {0}")]
     Open(String),
+    #[error("cannot release the machine: {0}")]
+    Release(String),
     #[error("the server has ended by itself: {0}")]
     Serve(String),
 }
 
-fn start<N: Node>(config: Config) -> Result<(), DaemonError> {
+fn start(work: impl Future<Output = Result<(), DaemonError>>) -> Result<(), DaemonError> {
+    descriptors::raise_limit();
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     threads.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS).thread_name("hulld").enable_all();
     let threads = threads.build()?;
-    let result = threads.block_on(run::<N>(config));
+    let result = threads.block_on(work);
     // Requests that were given up may still sit in calls that block.
     threads.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// The way back from an installation: nothing is served.
+async fn release<N: Node>(config: Config) -> Result<(), DaemonError> {
+    directories::prepare(&config.root)?;
+    directories::prepare(&config.state)?;
+    let _lock = directories::lock(&config.state)?;
+    let node = N::open(config).await.map_err(|error| DaemonError::Open(error.to_string()))?;
+    let released = node.release().await.map_err(DaemonError::Release);
+    node.shutdown().await;
+    released
 }
 
 async fn run<N: Node>(config: Config) -> Result<(), DaemonError> {

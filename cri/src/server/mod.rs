@@ -3,6 +3,7 @@
 mod args;
 pub mod authority;
 mod daemon;
+pub mod descriptors;
 pub mod directories;
 pub mod logging;
 pub mod notify;
