@@ -3,15 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use prost::Message as _;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::Server;
+use super::failure::CallError;
 use super::poll::{Poll, Source};
 use super::report;
 use crate::protocol::messages::{Event, Message, Response, message::Body, response::Outcome};
-use crate::protocol::{Frame, FrameError, FrameReader, FrameWriter};
+use crate::protocol::{Frame, FrameError, FrameReader, FrameWriter, MAX_FRAME};
 
 /// Most connections at a time; the oldest gives way.
 const MAX_CONNECTIONS: usize = 16;
@@ -136,8 +138,12 @@ impl Connections {
     /// Answers a request; if its connection has gone, nobody waits for the answer.
     pub(super) fn respond(&mut self, serial: u32, id: u64, outcome: Outcome, poll: &Poll) {
         if let Some(connection) = self.get(serial) {
-            let body = Some(Body::Response(Response { outcome: Some(outcome) }));
-            connection.send(&Message { id, body }, poll);
+            let mut message = Message { id, body: Some(Body::Response(Response { outcome: Some(outcome) })) };
+            if message.encoded_len() > MAX_FRAME {
+                let error = CallError::precondition("the answer is longer than a message can be");
+                message.body = Some(Body::Response(Response { outcome: Some(error.into_outcome()) }));
+            }
+            connection.send(&message, poll);
         }
     }
 

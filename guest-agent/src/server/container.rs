@@ -16,6 +16,8 @@ use crate::stdio::{Buffers, LogFile, OutputStream, Progress, Stream};
 const OOM_LOOKS: u32 = 5;
 const OOM_LOOK_AFTER: Duration = Duration::from_millis(50);
 
+/// Most groups of one container in a report, so that an image with absurdly many cannot make it too long to send.
+const MAX_STATE_GROUPS: usize = 500;
 /// Most containers that are known at a time.
 const MAX_CONTAINERS: usize = 1000;
 
@@ -91,7 +93,8 @@ impl Container {
 
     pub(super) fn state(&self) -> ContainerState {
         let exit = if let Phase::Ended(record) = &self.phase { Some(record.clone()) } else { None };
-        let ContainerStarted { pid, uid, gid, groups, started_at } = self.started.clone();
+        let ContainerStarted { pid, uid, gid, ref groups, started_at } = self.started;
+        let groups = groups.iter().copied().take(MAX_STATE_GROUPS).collect();
         ContainerState { id: self.id.clone(), pid, started_at, exit, uid, gid, groups }
     }
 
