@@ -23,6 +23,9 @@ use super::text::read_bounded;
 /// The header with which a registry names the digest of a manifest.
 const DIGEST_HEADER: &str = "docker-content-digest";
 
+/// Most documents fetched on the way from a reference to its manifest: indexes that name no platforms are searched.
+const MAX_FETCHES: u32 = 64;
+
 /// A registry for the duration of one pull.
 pub(crate) struct Registry {
     reference: Reference,
@@ -88,7 +91,7 @@ impl Registry {
 
     /// Opens a blob for reading. Connecting happens with the first read.
     pub(crate) fn blob(&self, descriptor: &Descriptor) -> Blob {
-        let hosts = self.hosts.iter().filter(|host| host.serves()).cloned().collect();
+        let hosts = self.hosts(false).cloned().collect();
         let path = format!("{}/blobs/{}", self.reference.path(), descriptor.digest);
         Blob::new(hosts, path, descriptor.size)
     }
@@ -120,6 +123,7 @@ impl Registry {
         // What is left to try at each level that was entered.
         let mut levels: Vec<std::vec::IntoIter<Descriptor>> = Vec::new();
         let mut failure = None;
+        let mut fetched = 0;
         loop {
             match Document::parse(&document.digest, &document.media_type, &document.bytes)? {
                 Document::Manifest(manifest) => {
@@ -156,6 +160,13 @@ impl Registry {
                     }
                 }
             };
+            fetched += 1;
+            if fetched > MAX_FETCHES {
+                return Err(RegistryError::Manifest {
+                    what: format!("index {}", self.reference),
+                    reason: format!("no image for this machine among {MAX_FETCHES} documents"),
+                });
+            }
             document = self.fetch_manifest(&next.digest).await?;
         }
     }
@@ -202,6 +213,13 @@ impl Registry {
         }
     }
 
+    /// The hosts that may be asked, in order; those that were found away only if there is no other.
+    fn hosts(&self, by_tag: bool) -> impl Iterator<Item = &Arc<Host>> {
+        let able = move |host: &&Arc<Host>| if by_tag { host.resolves() } else { host.serves() };
+        let all_away = self.hosts.iter().filter(able).all(|host| host.is_away());
+        self.hosts.iter().filter(able).filter(move |host| all_away || !host.is_away())
+    }
+
     /// Asks the hosts in order until one answers. The last failure stands for all: the registry itself comes last.
     async fn ask(
         &self,
@@ -209,7 +227,7 @@ impl Registry {
         by_tag: bool,
     ) -> Result<(&Arc<Host>, reqwest::Response), RegistryError> {
         let mut failure = None;
-        for host in self.hosts.iter().filter(|host| if by_tag { host.resolves() } else { host.serves() }) {
+        for host in self.hosts(by_tag) {
             match host.request(ask).await {
                 Ok(response) => return Ok((host, response)),
                 Err(error) => {

@@ -1,5 +1,6 @@
 //! Requests to one host: authentication, redirects, retries.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub(super) struct Host {
     authorization: Mutex<Option<HeaderValue>>,
     /// Only one request at a time asks for a token.
     authenticating: AsyncMutex<()>,
+    /// No connection could be made; in this pull other hosts are preferred from then on.
+    away: AtomicBool,
 }
 
 /// What to ask for.
@@ -121,6 +124,7 @@ impl Host {
             namespace: is_mirror.then(|| domain.to_owned()),
             authorization: Mutex::new(authorization),
             authenticating: AsyncMutex::new(()),
+            away: AtomicBool::new(false),
             config,
             name,
         })
@@ -139,6 +143,11 @@ impl Host {
     /// Whether content may be fetched here.
     pub(super) fn serves(&self) -> bool {
         self.config.pull
+    }
+
+    /// Whether no connection could be made.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
     }
 
     /// Asks until there is an answer of status 2xx, an error that stays, or no attempt left.
@@ -279,7 +288,15 @@ impl Host {
 
     /// A request that got no answer.
     fn cut(&self, error: reqwest::Error) -> Failure {
-        let attempts = if error.is_connect() { MAX_CONNECT_ATTEMPTS } else { MAX_ATTEMPTS };
+        let attempts = match error.is_connect() {
+            // There is somebody else to ask instead of a mirror.
+            true if !self.config.is_server => 1,
+            true => MAX_CONNECT_ATTEMPTS,
+            false => MAX_ATTEMPTS,
+        };
+        if error.is_connect() {
+            self.away.store(true, Ordering::Relaxed);
+        }
         Failure { error: self.unreachable(error), attempts, wait: None }
     }
 

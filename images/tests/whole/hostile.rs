@@ -2,7 +2,7 @@ use hull_images::store::PullErrorKind;
 use hull_images::{Credentials, PullError};
 use serde_json::json;
 
-use crate::image::{Layer, OCI_MANIFEST, Packing, TestImage, digest};
+use crate::image::{Layer, OCI_INDEX, OCI_MANIFEST, Packing, TestImage, digest, index};
 use crate::server::{Reply, Request, Server};
 use crate::{TestStore, reference};
 
@@ -138,6 +138,31 @@ async fn images_that_cannot_run_here_are_refused() {
     let error =
         fails(image(), move |request| request.target.contains("/manifests/").then(|| schema1.clone()));
     assert!(error.await.to_string().contains("schema 1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn indexes_that_lead_nowhere_are_searched_with_a_bound() {
+    // Every document is an index of a thousand others that name no platform.
+    let leaves: Vec<Vec<u8>> = (0..1000).map(|number| format!("{{\"n\":{number}}}").into_bytes()).collect();
+    let empty: Vec<Vec<u8>> = (0..1000)
+        .map(|number| format!("{{\"schemaVersion\":2,\"manifests\":[],\"n\":{number}}}").into_bytes())
+        .collect();
+    for documents in [leaves, empty] {
+        let entries: Vec<_> = documents.iter().map(|bytes| (bytes.as_slice(), OCI_INDEX, None)).collect();
+        let top = index(&entries);
+        let named: std::collections::HashMap<String, Vec<u8>> =
+            documents.iter().map(|bytes| (digest(bytes), bytes.clone())).collect();
+        let server = Server::start(&[], move |request| {
+            let name = request.target.rsplit('/').next().unwrap();
+            let body = if name == "1" { Some(&top) } else { named.get(name) };
+            body.map(|body| Reply::ok(body.clone()).header("Content-Type", OCI_INDEX))
+        })
+        .await;
+        let test = TestStore::new();
+        let error = test.pull(&format!("{}/app:1", server.host())).await.unwrap_err();
+        assert_eq!(error.kind(), PullErrorKind::Invalid, "{error}");
+        assert!(server.requests().len() < 100);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

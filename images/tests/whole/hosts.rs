@@ -42,6 +42,18 @@ async fn a_mirror_serves_a_registry_that_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_is_away_is_passed_over() {
+    let image = image();
+    let server = Server::start(&[("app:1", &image)], |_| None).await;
+    let test = TestStore::new();
+    let text = format!("server = \"http://{}\"\n[host.\"http://127.0.0.1:1\"]\n", server.host());
+    write_hosts(&test, "registry.test", &text);
+    let started = std::time::Instant::now();
+    test.pull("registry.test/app:1").await.unwrap();
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "no waiting for the mirror");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirror_that_may_not_resolve_serves_content_only() {
     let image = image();
     let mirror = Server::start(&[("app:1", &image)], |_| None).await;

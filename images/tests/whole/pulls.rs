@@ -247,3 +247,39 @@ fn a_second_daemon_on_the_same_root_is_refused() {
     let second = ImageStore::open(config(test.directory.path()));
     assert!(matches!(second.err(), Some(StoreError::InUse(_))));
 }
+
+/// A measurement: `cargo test --release -p hull-images --test whole -- --ignored --nocapture measure`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, not a promise"]
+async fn measure_a_pull_of_500_mib() {
+    // Half noise, half text: compresses about as binaries do.
+    let layer = |seed: u64| {
+        let files: Vec<(String, Vec<u8>)> = (0..400)
+            .map(|number| {
+                let mut bytes = Layer::noise("x", 128 << 10, seed * 1000 + number).blob;
+                bytes.resize(128 << 10, 0);
+                bytes.extend(format!("line {number}\n").into_bytes().into_iter().cycle().take(128 << 10));
+                (format!("usr/lib/{seed}/{number}"), bytes)
+            })
+            .collect();
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        Layer::new(&files, Packing::Gzip)
+    };
+    let image = TestImage::new((1..=5).map(layer).collect());
+    let compressed: usize = image.layers.iter().map(|layer| layer.blob.len()).sum();
+    let registry = DockerRegistry::start();
+    let name = registry.push("big", "1", &image);
+    drop(image);
+    for _ in 0..3 {
+        let test = TestStore::new();
+        let started = std::time::Instant::now();
+        let image = test.pull(&name).await.unwrap();
+        println!(
+            "{} MiB compressed, {} MiB on disk: {:?}",
+            compressed >> 20,
+            image.size >> 20,
+            started.elapsed()
+        );
+    }
+}
