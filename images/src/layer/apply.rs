@@ -47,6 +47,11 @@ impl<'f, 'l> Layer<'f, 'l> {
         reader.drain()
     }
 
+    /// Whether the root is opaque.
+    pub(super) fn hides_all_lower(&self) -> bool {
+        self.tree.has(ROOT, HIDES_LOWER)
+    }
+
     fn apply<R: BufRead>(
         &mut self,
         mut entry: Entry,
@@ -85,6 +90,10 @@ impl<'f, 'l> Layer<'f, 'l> {
     fn whiteout(&mut self, components: &[&[u8]], path: &[u8]) -> Result<(), LayerError> {
         let Some((name, parents)) = components.split_last() else { return Ok(()) };
         let parent = self.parent(parents, path)?;
+        self.hide_lower(parent, name)
+    }
+
+    fn hide_lower(&mut self, parent: NodeId, name: &[u8]) -> Result<(), LayerError> {
         let node = match self.tree.lookup(parent, name) {
             Some(node) => node,
             None => self.tree.add(parent, name, NodeKind::Whiteout, 0)?,
@@ -128,7 +137,7 @@ impl<'f, 'l> Layer<'f, 'l> {
                 (NodeKind::Symlink, self.image.symlink(&attributes, &target)?)
             }
             // An overlayfs whiteout in its own form means the same as a `.wh.` file.
-            EntryKind::CharDevice(Device { major: 0, minor: 0 }) => (NodeKind::Whiteout, 0),
+            EntryKind::CharDevice(Device { major: 0, minor: 0 }) => return self.hide_lower(parent, name),
             EntryKind::CharDevice(Device { major, minor }) => {
                 let address = encode_device(major, minor);
                 (NodeKind::CharDevice, self.image.special(erofs::S_IFCHR, &attributes, address)?)

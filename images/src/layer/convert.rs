@@ -21,6 +21,9 @@ pub struct Converted {
     pub entries: u64,
     /// Sum of the sizes of all files in the archive, holes included.
     pub content: u64,
+    /// Whether the layer hides everything in the layers below it (a `.wh..wh..opq` in its root). Overlayfs ignores the
+    /// mark on a root, so whoever mounts must leave the lower layers out.
+    pub opaque_root: bool,
 }
 
 /// Converts a tar archive to an EROFS image, in one pass and in bounded memory.
@@ -39,6 +42,7 @@ pub(super) struct Written<'f> {
     unsealed: Unsealed<'f>,
     entries: u64,
     content: u64,
+    opaque_root: bool,
 }
 
 /// Everything that does not need the digest.
@@ -51,16 +55,17 @@ pub(super) fn write<'f>(
     let mut reader = TarReader::new(tar, limits);
     let mut layer = Layer::new(ImageWriter::new(out), limits);
     layer.read(&mut reader)?;
-    let content = layer.content;
-    Ok(Written { unsealed: layer.finish()?, entries: reader.entries(), content })
+    let (content, opaque_root) = (layer.content, layer.hides_all_lower());
+    Ok(Written { unsealed: layer.finish()?, entries: reader.entries(), content, opaque_root })
 }
 
 impl Written<'_> {
     /// Makes the file a file system. Its UUID comes from the diffID: the same layer gives the same bytes.
     pub(super) fn seal(self, diff_id: LayerId) -> Result<Converted, LayerError> {
-        let size = self.unsealed.size;
-        self.unsealed.seal(uuid(&diff_id))?;
-        Ok(Converted { diff_id, size, entries: self.entries, content: self.content })
+        let Self { unsealed, entries, content, opaque_root } = self;
+        let size = unsealed.size;
+        unsealed.seal(uuid(&diff_id))?;
+        Ok(Converted { diff_id, size, entries, content, opaque_root })
     }
 }
 

@@ -140,12 +140,10 @@ fn write_directories<'f>(
     let mut planned: Vec<Directory> = Vec::with_capacity(order.len());
     for node in order {
         let names = names(&tree, children, *node).map(|(name, _)| name.len());
-        let directory = writer.plan(tree.inode(*node), tree.has(*node, HIDES_LOWER), names)?;
+        let (nid, directory) = writer.plan(tree.inode(*node), tree.has(*node, HIDES_LOWER), names)?;
+        // From here on the node holds the number of the real inode.
+        tree.set(*node, NodeKind::Directory, nid);
         planned.push(directory);
-    }
-    // From here on a directory's node holds the number of its real inode.
-    for (node, directory) in order.iter().zip(&planned) {
-        tree.set(*node, NodeKind::Directory, directory.nid);
     }
     let mut writer = writer.start();
     for (node, directory) in order.iter().zip(&planned) {
@@ -159,7 +157,7 @@ fn write_directories<'f>(
             .iter()
             .filter(|child| tree.kind(**child) == NodeKind::Directory)
             .count();
-        writer.write(directory, subdirectories as u32 + 2, entries)?;
+        writer.write(tree.inode(*node), directory, subdirectories as u32 + 2, entries)?;
     }
     Ok(writer)
 }

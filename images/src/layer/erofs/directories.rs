@@ -4,16 +4,21 @@ use super::image::ImageWriter;
 use super::output::Output;
 use crate::layer::error::LayerError;
 
-/// A directory whose place is decided and whose entries are not yet written.
+/// A directory whose place is decided and whose entries are not yet written. Twelve bytes: there may be a million.
 #[derive(Clone, Copy)]
 pub(crate) struct Directory {
-    /// Its inode's number.
-    pub(crate) nid: u64,
-    /// Where its attributes were kept; 0 for a directory that the archive never mentioned.
-    attributes: u64,
+    /// The inode where its attributes were kept, 40 bits; 0 for a directory that the archive never mentioned.
+    attributes_low: u32,
+    attributes_high: u8,
     is_opaque: bool,
     /// First block, from the start of the directory blocks.
     block: u32,
+}
+
+impl Directory {
+    fn attributes(&self) -> u64 {
+        u64::from(self.attributes_low) | u64::from(self.attributes_high) << 32
+    }
 }
 
 /// Lays out all directories, then writes them in the same order: a directory refers to others by number, so all places
@@ -35,13 +40,13 @@ impl<'f> DirectoryWriter<'f> {
     }
 
     /// Decides the place of the next directory; the first one is the root. `names` are the lengths of all its names in
-    /// their order, `.` and `..` included.
+    /// their order, `.` and `..` included. Gives the number of its inode too.
     pub(crate) fn plan(
         &mut self,
         attributes: u64,
         is_opaque: bool,
         names: impl Iterator<Item = usize>,
-    ) -> Result<Directory, LayerError> {
+    ) -> Result<(u64, Directory), LayerError> {
         let (full, tail) = directory::measure(names);
         let is_root = self.count == 0;
         let head = INODE + self.attributes(attributes, is_opaque)?.1.len();
@@ -51,7 +56,13 @@ impl<'f> DirectoryWriter<'f> {
         self.count += 1;
         let size = (head + if is_inline { tail } else { 0 }) as u64;
         let position = if is_root { ROOT_OFFSET } else { self.reserve(size) };
-        Ok(Directory { nid: position / SLOT, attributes, is_opaque, block })
+        let directory = Directory {
+            attributes_low: attributes as u32,
+            attributes_high: (attributes >> 32) as u8,
+            is_opaque,
+            block,
+        };
+        Ok((position / SLOT, directory))
     }
 
     // Behind the previous inode, or at the next block if it would straddle.
@@ -100,12 +111,13 @@ impl<'f> PlannedDirectories<'f> {
     /// for each directory in it.
     pub(crate) fn write<'n>(
         &mut self,
+        nid: u64,
         directory: &Directory,
         links: u32,
         entries: impl Iterator<Item = DirEntry<'n>>,
     ) -> Result<(), LayerError> {
-        let (mut inode, body) = self.writer.attributes(directory.attributes, directory.is_opaque)?;
-        let is_root = directory.nid == ROOT_OFFSET / SLOT;
+        let (mut inode, body) = self.writer.attributes(directory.attributes(), directory.is_opaque)?;
+        let is_root = nid == ROOT_OFFSET / SLOT;
         let first = self.blocks.position();
         let tail = directory::pack(entries, |block| self.blocks.append(block))?;
         let is_inline = is_inline(INODE + body.len(), tail.len(), is_root);
@@ -127,7 +139,7 @@ impl<'f> PlannedDirectories<'f> {
             self.writer.root = raw;
             return Ok(());
         }
-        self.inodes.append_zeros(directory.nid * SLOT - self.inodes.position())?;
+        self.inodes.append_zeros(nid * SLOT - self.inodes.position())?;
         self.inodes.append(&raw)
     }
 

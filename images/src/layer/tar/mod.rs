@@ -4,15 +4,23 @@
 //! disagreement lets an entry hide from a scanner (CVE-2025-62518).
 
 mod header;
+mod input;
 mod number;
 pub(crate) mod pax;
 mod reader;
 mod sparse;
 
-pub(crate) use reader::{Content, TarReader};
+pub(crate) use reader::TarReader;
 
 use super::erofs::Timestamp;
 use pax::Xattrs;
+
+/// A piece of a file's content, in order.
+pub(crate) enum Content<'a> {
+    Data(&'a [u8]),
+    /// This many bytes of zeros that the archive does not hold.
+    Hole(u64),
+}
 
 /// One entry, before its path has been looked at.
 #[derive(Debug)]

@@ -1,26 +1,18 @@
 use std::io::BufRead;
 
 use super::header::{BLOCK, Header};
+use super::input::{Input, limit};
 use super::pax::Records;
 use super::sparse::{self, Segment};
-use super::{Device, Entry, EntryKind, number};
+use super::{Content, Device, Entry, EntryKind};
 use crate::layer::erofs::Timestamp;
 use crate::layer::error::{EntryProblem, LayerError};
 use crate::layer::limits::Limits;
 
-/// A piece of a file's content, in order.
-pub(crate) enum Content<'a> {
-    Data(&'a [u8]),
-    /// This many bytes of zeros that the archive does not hold.
-    Hole(u64),
-}
-
 /// Reads entries in order. After [`next`](Self::next) gave an entry, its content is read by
 /// [`content`](Self::content) or skipped by the following `next`.
 pub(crate) struct TarReader<'l, R> {
-    input: R,
-    limits: &'l Limits,
-    offset: u64,
+    input: Input<'l, R>,
     entries: u64,
     globals: Records,
     body: Body,
@@ -45,7 +37,12 @@ struct Extensions {
 
 impl<'l, R: BufRead> TarReader<'l, R> {
     pub(crate) fn new(input: R, limits: &'l Limits) -> Self {
-        Self { input, limits, offset: 0, entries: 0, globals: Records::default(), body: Body::default() }
+        Self {
+            input: Input::new(input, limits),
+            entries: 0,
+            globals: Records::default(),
+            body: Body::default(),
+        }
     }
 
     /// Entries given so far.
@@ -55,7 +52,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
 
     /// The next entry, or `None` at the archive's end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, LayerError> {
-        self.skip(self.body.stored + self.body.padding)?;
+        self.input.skip(self.body.stored + self.body.padding)?;
         self.body = Body::default();
         let mut extensions = Extensions::default();
         let mut block = [0; BLOCK];
@@ -64,10 +61,10 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 return Ok(None);
             }
             let header =
-                Header::parse(&block).ok_or_else(|| self.malformed("a header's checksum is wrong"))?;
+                Header::parse(&block).ok_or_else(|| self.input.malformed("a header's checksum is wrong"))?;
             if !self.take_extension(&header, &mut extensions)? {
                 self.entries += 1;
-                self.limit("entries", self.entries, self.limits.max_entries)?;
+                limit("entries", self.entries, self.input.limits.max_entries)?;
                 return self.entry(&header, extensions).map(Some);
             }
         }
@@ -80,14 +77,14 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     ) -> Result<(), LayerError> {
         let body = std::mem::take(&mut self.body);
         match body.segments {
-            None => self.data(body.stored, &mut sink)?,
+            None => self.input.data(body.stored, &mut sink)?,
             Some(segments) => {
                 let mut at = 0;
                 for segment in segments {
                     if segment.offset > at {
                         sink(Content::Hole(segment.offset - at))?;
                     }
-                    self.data(segment.length, &mut sink)?;
+                    self.input.data(segment.length, &mut sink)?;
                     at = segment.offset + segment.length;
                 }
                 if body.size > at {
@@ -95,18 +92,12 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 }
             }
         }
-        self.skip(body.padding)
+        self.input.skip(body.padding)
     }
 
     /// Reads what follows the archive's end, so that a digest over all bytes can be made.
     pub(crate) fn drain(&mut self) -> Result<(), LayerError> {
-        loop {
-            let length = self.fill()?.len();
-            if length == 0 {
-                return Ok(());
-            }
-            self.consume(length)?;
-        }
+        self.input.drain()
     }
 
     // False at the end: two zero blocks, or the end of the stream where a header could start.
@@ -115,19 +106,19 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         block: &mut [u8; BLOCK],
         extensions: &Extensions,
     ) -> Result<bool, LayerError> {
-        let at_end = if !self.read_block(block)? {
+        let at_end = if !self.input.read_block(block)? {
             true
         } else if block.iter().any(|byte| *byte != 0) {
             false
-        } else if self.read_block(block)? && block.iter().any(|byte| *byte != 0) {
-            return Err(self.malformed("data follows a lone zero block"));
+        } else if self.input.read_block(block)? && block.iter().any(|byte| *byte != 0) {
+            return Err(self.input.malformed("data follows a lone zero block"));
         } else {
             true
         };
         let pending =
             extensions.records.is_some() || extensions.long_name.is_some() || extensions.long_link.is_some();
         if at_end && pending {
-            return Err(self.truncated("the entry of an extended header"));
+            return Err(self.input.truncated("the entry of an extended header"));
         }
         Ok(!at_end)
     }
@@ -143,36 +134,36 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             b'x' | b'X' => {
                 let content = self.extended_content(header)?;
                 let mut records = self.globals.clone();
-                records.read(&content).map_err(|reason| self.malformed(reason))?;
+                records.read(&content).map_err(|reason| self.input.malformed(reason))?;
                 if extensions.records.replace(records).is_some() {
-                    return Err(self.malformed(twice));
+                    return Err(self.input.malformed(twice));
                 }
             }
             b'g' => {
                 let content = self.extended_content(header)?;
                 let mut globals = std::mem::take(&mut self.globals);
-                globals.read(&content).map_err(|reason| self.malformed(reason))?;
+                globals.read(&content).map_err(|reason| self.input.malformed(reason))?;
                 if globals.is_about_one_entry() {
-                    return Err(self.malformed("a global header sets a path, a link or a size"));
+                    return Err(self.input.malformed("a global header sets a path, a link or a size"));
                 }
                 self.globals = globals;
             }
             b'L' => {
                 let name = self.extended_content(header)?;
                 if extensions.long_name.replace(until_nul(name)).is_some() {
-                    return Err(self.malformed(twice));
+                    return Err(self.input.malformed(twice));
                 }
             }
             b'K' => {
                 let link = self.extended_content(header)?;
                 if extensions.long_link.replace(until_nul(link)).is_some() {
-                    return Err(self.malformed(twice));
+                    return Err(self.input.malformed(twice));
                 }
             }
             // A volume label.
             b'V' => {
                 let size = self.size_field(header)?;
-                self.skip(padded(size, self.limits.max_uncompressed)?)?;
+                self.input.skip(padded(size, self.input.limits.max_uncompressed)?)?;
             }
             _ => return Ok(false),
         }
@@ -199,7 +190,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         }
         let stored = self.stored_size(header, &records, &path)?;
         let kind = self.kind(header, &records, &path, link, stored)?;
-        let number = |value: Option<i64>, what| value.ok_or_else(|| self.malformed(what));
+        let number = |value: Option<i64>, what| value.ok_or_else(|| self.input.malformed(what));
         let mode = number(header.mode(), "a header's mode is not a number")?;
         let uid = match records.uid {
             Some(uid) => uid,
@@ -303,13 +294,13 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             return Err(bad("it is given twice"));
         }
         let (segments, real_size, map_bytes) = if old_gnu {
-            let (segments, real_size) = self.old_gnu_map(header, path)?;
+            let (segments, real_size) = sparse::old_gnu_map(&mut self.input, header, path)?;
             (segments, real_size, 0)
         } else {
             let real_size = sparse.real_size.ok_or_else(|| bad("the file's size is missing"))?;
             match sparse.version {
                 (Some(1), Some(0)) => {
-                    let (segments, map_bytes) = self.inline_map(stored, path)?;
+                    let (segments, map_bytes) = sparse::inline_map(&mut self.input, stored, path)?;
                     (segments, real_size, map_bytes)
                 }
                 (None | Some(0), None | Some(0 | 1)) if sparse.has_map => {
@@ -324,74 +315,16 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         Ok(real_size)
     }
 
-    // The map of an old GNU sparse entry: 4 places in the header, 21 in each following block.
-    fn old_gnu_map(&mut self, header: &Header<'_>, path: &[u8]) -> Result<(Vec<Segment>, u64), LayerError> {
-        let bad = |reason| LayerError::entry(path, EntryProblem::BadSparseMap(reason));
-        let (places, mut more, real_size) =
-            header.gnu_sparse().ok_or_else(|| bad("a number is malformed"))?;
-        let mut segments = Vec::new();
-        push_places(&mut segments, places).ok_or_else(|| bad("a number is malformed"))?;
-        let mut block = [0; BLOCK];
-        while more {
-            if !self.read_block(&mut block)? {
-                return Err(self.truncated("a sparse map"));
-            }
-            push_places(&mut segments, &block[..504]).ok_or_else(|| bad("a number is malformed"))?;
-            self.limit("sparse segments", segments.len() as u64, self.limits.max_sparse_segments)?;
-            more = block[504] != 0;
-        }
-        Ok((segments, real_size))
-    }
-
-    // The map of a PAX 1.0 sparse entry, before its data: decimal lines, padded to whole blocks.
-    fn inline_map(&mut self, stored: u64, path: &[u8]) -> Result<(Vec<Segment>, u64), LayerError> {
-        let bad = |reason| LayerError::entry(path, EntryProblem::BadSparseMap(reason));
-        let (mut text, mut numbers) = (Vec::new(), Vec::<u64>::new());
-        let (mut wanted, mut read) = (1_u64, 0_u64);
-        let mut block = [0; BLOCK];
-        while (numbers.len() as u64) < wanted {
-            if read + BLOCK as u64 > stored.next_multiple_of(BLOCK as u64) {
-                return Err(bad("it is longer than the content"));
-            }
-            if !self.read_block(&mut block)? {
-                return Err(self.truncated("a sparse map"));
-            }
-            read += BLOCK as u64;
-            for byte in block {
-                if (numbers.len() as u64) >= wanted {
-                    break;
-                }
-                if byte != b'\n' {
-                    text.push(byte);
-                    continue;
-                }
-                let value = number::decimal(&text).ok_or_else(|| bad("a number is malformed"))?;
-                text.clear();
-                if numbers.is_empty() {
-                    self.limit("sparse segments", value, self.limits.max_sparse_segments)?;
-                    wanted += value * 2;
-                }
-                numbers.push(value);
-            }
-            if text.len() > 20 {
-                return Err(bad("a number is malformed"));
-            }
-        }
-        let segments =
-            numbers[1..].chunks_exact(2).map(|pair| Segment { offset: pair[0], length: pair[1] }).collect();
-        Ok((segments, read))
-    }
-
     fn set_body(&mut self, stored: u64, size: u64, segments: Option<Vec<Segment>>) -> Result<(), LayerError> {
-        let whole = padded(stored, self.limits.max_uncompressed)?;
-        self.limit("bytes of file content", size, self.limits.max_content)?;
+        let whole = padded(stored, self.input.limits.max_uncompressed)?;
+        limit("bytes of file content", size, self.input.limits.max_content)?;
         self.body = Body { stored, padding: whole - stored, size, segments };
         Ok(())
     }
 
     fn device(&self, header: &Header<'_>, path: &[u8]) -> Result<Device, LayerError> {
         let (major, minor) =
-            header.device().ok_or_else(|| self.malformed("a device number is not a number"))?;
+            header.device().ok_or_else(|| self.input.malformed("a device number is not a number"))?;
         // Linux has 12 bits for the major and 20 for the minor number.
         match (u32::try_from(major), u32::try_from(minor)) {
             (Ok(major @ 0..=0xfff), Ok(minor @ 0..=0xf_ffff)) => Ok(Device { major, minor }),
@@ -400,102 +333,22 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     fn size_field(&self, header: &Header<'_>) -> Result<u64, LayerError> {
-        header.size().ok_or_else(|| self.malformed("a header's size is not a number"))
+        header.size().ok_or_else(|| self.input.malformed("a header's size is not a number"))
     }
 
     fn extended_content(&mut self, header: &Header<'_>) -> Result<Vec<u8>, LayerError> {
         let size = self.size_field(header)?;
-        self.limit("bytes of an extended header", size, self.limits.max_extended_header)?;
+        limit("bytes of an extended header", size, self.input.limits.max_extended_header)?;
         let mut content = Vec::with_capacity(size as usize);
-        self.data(size, &mut |piece| {
+        self.input.data(size, &mut |piece| {
             if let Content::Data(bytes) = piece {
                 content.extend_from_slice(bytes);
             }
             Ok(())
         })?;
-        self.skip(size.next_multiple_of(BLOCK as u64) - size)?;
+        self.input.skip(size.next_multiple_of(BLOCK as u64) - size)?;
         Ok(content)
     }
-
-    fn data(
-        &mut self,
-        mut length: u64,
-        sink: &mut dyn FnMut(Content<'_>) -> Result<(), LayerError>,
-    ) -> Result<(), LayerError> {
-        while length > 0 {
-            let offset = self.offset;
-            let available = self.fill()?;
-            if available.is_empty() {
-                return Err(LayerError::Truncated { offset, what: "an entry's content" });
-            }
-            let take = available.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-            sink(Content::Data(&available[..take]))?;
-            self.consume(take)?;
-            length -= take as u64;
-        }
-        Ok(())
-    }
-
-    fn skip(&mut self, length: u64) -> Result<(), LayerError> {
-        self.data(length, &mut |_| Ok(()))
-    }
-
-    // False at a clean end of the stream.
-    fn read_block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, LayerError> {
-        let mut filled = 0;
-        while filled < BLOCK {
-            let available = self.fill()?;
-            if available.is_empty() {
-                return if filled == 0 { Ok(false) } else { Err(self.truncated("a header")) };
-            }
-            let take = available.len().min(BLOCK - filled);
-            block[filled..filled + take].copy_from_slice(&available[..take]);
-            self.consume(take)?;
-            filled += take;
-        }
-        Ok(true)
-    }
-
-    fn fill(&mut self) -> Result<&[u8], LayerError> {
-        loop {
-            match self.input.fill_buf() {
-                Ok(_) => break,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(LayerError::ReadBlob(error)),
-            }
-        }
-        self.input.fill_buf().map_err(LayerError::ReadBlob)
-    }
-
-    fn consume(&mut self, length: usize) -> Result<(), LayerError> {
-        self.input.consume(length);
-        self.offset += length as u64;
-        self.limit("uncompressed bytes", self.offset, self.limits.max_uncompressed)
-    }
-
-    fn limit(&self, what: &'static str, value: u64, limit: u64) -> Result<(), LayerError> {
-        if value > limit { Err(LayerError::Limit { what, limit }) } else { Ok(()) }
-    }
-
-    fn malformed(&self, reason: &'static str) -> LayerError {
-        LayerError::Malformed { offset: self.offset, reason }
-    }
-
-    fn truncated(&self, what: &'static str) -> LayerError {
-        LayerError::Truncated { offset: self.offset, what }
-    }
-}
-
-// Offset and length, 12 bytes each; an empty place ends the list.
-fn push_places(segments: &mut Vec<Segment>, places: &[u8]) -> Option<()> {
-    for place in places.chunks_exact(24) {
-        if place[0] == 0 || place[12] == 0 {
-            break;
-        }
-        let number = |bytes| number::field(bytes).and_then(|value| u64::try_from(value).ok());
-        segments.push(Segment { offset: number(&place[..12])?, length: number(&place[12..])? });
-    }
-    Some(())
 }
 
 fn padded(size: u64, limit: u64) -> Result<u64, LayerError> {

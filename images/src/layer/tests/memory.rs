@@ -14,6 +14,11 @@ fn a_million_entries_take_less_than_64_mib() {
 }
 
 #[test]
+fn a_million_directories_take_less_than_64_mib() {
+    peak_of("a_million_directories");
+}
+
+#[test]
 fn a_file_of_two_gigabytes_takes_less_than_64_mib() {
     peak_of("two_gigabytes");
 }
@@ -49,6 +54,19 @@ fn a_million_entries() {
     let converted = convert(Blocks::new(entries), &file, &Limits::default()).unwrap();
     print_peak();
     assert_eq!(converted.entries, COUNT);
+}
+
+#[test]
+#[ignore = "started in a process of its own by a_million_directories_take_less_than_64_mib"]
+fn a_million_directories() {
+    const COUNT: u64 = 1_000_000;
+    let entries = (0..COUNT).map(|number| {
+        let path = format!("usr/lib/module-{}/part-{number:07}/", number / 2000);
+        Member::new(b'5', &path).header().to_vec()
+    });
+    let file = tempfile::tempfile().unwrap();
+    convert(Blocks::new(entries), &file, &Limits::default()).unwrap();
+    print_peak();
 }
 
 #[test]

@@ -36,7 +36,9 @@ fn a_whiteout_hides_what_is_below() {
 
 #[test]
 fn a_whiteout_spares_its_own_layer_before_and_after() {
-    let whiteout = |archive: Archive| archive.file(".wh.d", "").file(".wh.kept", "").file(".wh.f", "");
+    let device = Member::new(b'3', "f");
+    let whiteout =
+        |archive: Archive| archive.file(".wh.d", "").file(".wh.kept", "").member(device.clone(), b"");
     let entries = |archive: Archive| archive.file("d/new", "").file("kept", "upper").file("f/new", "");
     for upper in [entries(whiteout(Archive::new())), whiteout(entries(Archive::new()))] {
         let tree = merged(upper);
@@ -76,6 +78,16 @@ fn whiteouts_have_overlayfs_own_form_and_share_an_inode() {
         let marks = xattrs(&root.join("o"));
         assert_eq!(marks[&b"trusted.overlay.opaque"[..]], b"y");
     });
+}
+
+#[test]
+fn an_opaque_root_is_reported_because_overlayfs_ignores_it() {
+    let upper = Archive::new().file(".wh..wh..opq", "").file("new", "");
+    let (_, report) = converted(&upper.clone().end());
+    assert!(report.opaque_root);
+    assert!(!converted(&lower().end()).1.opaque_root);
+    // The day this fails, the kernel has learnt it and the report is no longer needed.
+    assert!(paths(&merged(upper)).contains(&"kept"));
 }
 
 #[test]
