@@ -46,9 +46,22 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
 /// Gives every signal its default action, whatever was inherited or set by the language's run time (which ignores
 /// SIGPIPE); execve keeps ignored signals ignored.
 pub fn reset_all() {
+    // struct kernel_sigaction: handler (SIG_DFL is 0), flags, restorer, mask. All zero.
+    let default = [0_u64; 4];
     for signal in 1..=MAX {
-        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and the two numbers that glibc keeps fail harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // The system call itself: glibc's function refuses the two numbers that it keeps for itself, which a parent can
+        // have left ignored all the same.
+        // SAFETY: `default` is at least as large as the kernel's structure and lives across the call; SIG_DFL runs no
+        // code of ours; 8 is the size of the kernel's set. SIGKILL and SIGSTOP fail harmlessly.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                8_usize,
+            )
+        };
     }
 }
 

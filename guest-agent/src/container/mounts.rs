@@ -131,6 +131,8 @@ const fn propagation(wanted: messages::Propagation) -> Option<Propagation> {
 pub(super) fn filesystem(kind: &str, options: &[(&str, &str)], attributes: Attr) -> std::io::Result<OwnedFd> {
     let context = mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let make = || {
+        // What mount tables show as the source; df and others leave "none" out.
+        mount::fsconfig_set_string(&context, "source", kind)?;
         for (key, value) in options {
             match *value {
                 "" => mount::fsconfig_set_flag(&context, *key)?,

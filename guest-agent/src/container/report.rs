@@ -105,7 +105,12 @@ pub(super) fn collect(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> i
     let (mut bytes, mut fds, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
     loop {
         await_readable(socket, deadline)?;
-        match recv_with_fds(socket, &mut buffer, &mut fds)? {
+        let received = match recv_with_fds(socket, &mut buffer, &mut fds) {
+            // The child ended before it read that it was placed; what it said has been read by now.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            result => result?,
+        };
+        match received {
             0 => return Ok(Report::parse(&bytes, fds)),
             count => bytes.extend(&buffer[..count]),
         }
@@ -213,6 +218,17 @@ mod tests {
         reporter.failed(&failure);
         drop(reporter);
         assert_eq!(collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err(), failure);
+    }
+
+    #[test]
+    fn a_failure_before_the_placement_was_read_is_not_lost() {
+        let (agent, child) = channel().unwrap();
+        let reporter = Reporter::new(child);
+        confirm_placement(agent.as_fd()).unwrap();
+        reporter.failed(&Failure::new(Stage::Rootfs, "why"));
+        drop(reporter);
+        let failure = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err();
+        assert_eq!(failure.message, "why");
     }
 
     #[test]

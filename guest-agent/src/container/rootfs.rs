@@ -75,10 +75,17 @@ fn prepare_writable(writable: BorrowedFd<'_>, uppermost: &str) -> io::Result<()>
 /// mount"): a writable layer has no promise to outlive a crash of the machine, only one to be found after a restart of
 /// the container.
 fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
-    match rustix::fs::unlinkat(writable, "work/work/incompat/volatile", AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+    let mark = [
+        ("work/work/incompat/volatile/dirty", AtFlags::empty()),
+        ("work/work/incompat/volatile", AtFlags::REMOVEDIR),
+    ];
+    for (path, flags) in mark {
+        match rustix::fs::unlinkat(writable, path, flags) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(())
 }
 
 /// A detached overlay. Layers are given one by one and by path: their number is not bounded by the length of one
@@ -87,6 +94,7 @@ fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
 fn overlay(lower: &[String]) -> io::Result<OwnedFd> {
     let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configure = || -> rustix::io::Result<OwnedFd> {
+        mount::fsconfig_set_string(&context, "source", "overlay")?;
         for layer in lower {
             mount::fsconfig_set_string(&context, "lowerdir+", layer.as_str())?;
         }

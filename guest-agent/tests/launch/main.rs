@@ -2,6 +2,7 @@
 //!
 //! Each test is a process of its own with one thread, as the agent is: namespaces belong to threads, and a process with
 //! several cannot clone itself. So this program has its own small harness: it starts itself once for each test.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, though not marked as such without libtest")]
 
 mod exec;
 mod hostile;
@@ -11,7 +12,9 @@ mod support;
 mod view;
 mod volumes;
 
-use std::process::{Command, ExitCode};
+use std::io::{Read, Seek};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 type Test = (&'static str, fn());
 
@@ -60,19 +63,43 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Far more than any test needs.
+const DEADLINE: Duration = Duration::from_secs(90);
+
 fn run((name, _): &Test, show: bool) -> bool {
     let scratch = tempfile::tempdir().expect("a temporary directory");
+    let output = tempfile::tempfile().expect("a temporary file");
+    let copy = || output.try_clone().expect("a descriptor");
     let program = std::env::current_exe().expect("the path of this program");
-    let output = Command::new(program)
+    let mut child = Command::new(program)
         .args(["--inside", name])
         .env("HULL_TEST_SCRATCH", scratch.path())
-        .output()
+        .stdin(Stdio::null())
+        .stdout(copy())
+        .stderr(copy())
+        .spawn()
         .expect("this program starts");
-    let passed = output.status.success();
+    let passed = finished(&mut child, Instant::now() + DEADLINE);
     println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
     if !passed || show {
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-        print!("{}", String::from_utf8_lossy(&output.stderr));
+        let mut output = output;
+        let mut text = Vec::new();
+        output.rewind().and_then(|()| output.read_to_end(&mut text)).expect("the output is read");
+        print!("{}", String::from_utf8_lossy(&text));
     }
     passed
+}
+
+fn finished(child: &mut Child, deadline: Instant) -> bool {
+    loop {
+        if let Some(status) = child.try_wait().expect("the test is waited for") {
+            return status.success();
+        }
+        if Instant::now() > deadline {
+            println!("killed: it took longer than {DEADLINE:?}");
+            child.kill().and_then(|()| child.wait()).expect("the test is killed");
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

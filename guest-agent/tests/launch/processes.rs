@@ -124,7 +124,7 @@ fn limits_and_oom_score_are_set() {
 
 fn a_terminal_is_the_containers_own() {
     let image = image("image", |_| ());
-    let script = "tty; stty size; readlink /proc/self/fd/0 /proc/self/fd/2; [ -c /dev/console ] && echo console; \
+    let script = "tty; stty size; readlink /proc/self/fd/0; readlink /proc/self/fd/2; [ -c /dev/console ] && echo console; \
         echo hi > /dev/console; stat -c %u /dev/pts/0; : < /dev/tty && echo controlling";
     let mut wanted = Wanted::script("one", &image, script);
     let process = wanted.process();

@@ -1,7 +1,7 @@
 //! Layers, volumes and how mounts pass.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hull_agent::protocol::messages::{self, Propagation};
 use hull_sys::mount::{self, Attributes};
@@ -30,11 +30,11 @@ fn directory(name: &str) -> PathBuf {
     path
 }
 
-fn tmpfs(path: &PathBuf) {
+fn tmpfs(path: &Path) {
     rustix::mount::mount("test", path, "tmpfs", MountFlags::empty(), None).unwrap();
 }
 
-fn make_shared(path: &PathBuf) {
+fn make_shared(path: &Path) {
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let shared = Attributes { propagation: Some(mount::Propagation::Shared), ..Attributes::default() };
     mount::set_attributes_at(CWD, &path, false, &shared).unwrap();
