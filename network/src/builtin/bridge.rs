@@ -46,7 +46,10 @@ pub(super) fn ensure(
     };
     if found.is_none() {
         let mut batch = Batch::new();
-        batch.add_bridge(name, marks.bridge_mac(), mtu, &marks.bridge_alias());
+        batch.add_bridge(name, marks.bridge_mac(), mtu);
+        socket.execute(&batch)?;
+        let mut batch = Batch::new();
+        batch.set_alias(name, &marks.bridge_alias());
         socket.execute(&batch)?;
     }
     let index = socket.link_index(name)?;

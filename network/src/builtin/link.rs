@@ -57,8 +57,7 @@ pub(super) fn connect(plan: &Plan, host: &Socket, namespace: BorrowedFd<'_>) -> 
 
 fn make_pair(plan: &Plan, host: &Socket, namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
     let alias = plan.marks.link_alias(&plan.pod);
-    let mut batch = Batch::new();
-    batch.add_veth(&Veth {
+    let veth = Veth {
         host_name: &plan.name,
         host_mac: plan.marks.host_mac(&plan.pod),
         alias: &alias,
@@ -67,17 +66,22 @@ fn make_pair(plan: &Plan, host: &Socket, namespace: BorrowedFd<'_>) -> Result<()
         pod_name: POD_LINK,
         pod_mac: plan.marks.pod_mac(&plan.pod, &plan.addresses),
         pod_namespace: namespace,
-    });
-    match host.execute(&batch) {
+    };
+    let mut pair = Batch::new();
+    pair.add_veth(&veth);
+    match host.execute(&pair) {
         // Left by an attempt for the same pod whose namespace is still going away.
         Err(error) if error.errno == Errno::EXIST => {
             let mut removal = Batch::new();
             removal.delete_link(&plan.name);
             host.execute(&removal)?;
-            Ok(host.execute(&batch)?)
+            host.execute(&pair)?;
         }
-        other => Ok(other?),
+        other => other?,
     }
+    let mut attachment = Batch::new();
+    attachment.attach_veth(&veth);
+    Ok(host.execute(&attachment)?)
 }
 
 /// `rate` is in bits per second and bits.

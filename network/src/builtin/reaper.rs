@@ -16,9 +16,9 @@ use crate::ledger::Kind;
 use crate::netlink::{Batch, Socket};
 
 /// From a pod's end to the first look at its link.
-const DELAY: Duration = Duration::from_millis(200);
+const DELAY: Duration = Duration::from_millis(100);
 /// From the last pod's link to the end of the bridge; a pod in between keeps it.
-const IDLE: Duration = Duration::from_millis(300);
+const IDLE: Duration = Duration::from_millis(150);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(5);
 

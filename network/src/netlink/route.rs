@@ -86,7 +86,7 @@ pub(crate) struct Link {
 
 impl Batch {
     /// A bridge, down, whose own Ethernet address stays when ports come and go.
-    pub(crate) fn add_bridge(&mut self, name: &str, mac: Mac, mtu: u32, alias: &str) {
+    pub(crate) fn add_bridge(&mut self, name: &str, mac: Mac, mtu: u32) {
         self.push(NEWLINK, F_CREATE | F_EXCL, format!("creating bridge {name}"), |m| {
             m.raw(&link_header(0, 0)).string(NAME, name).attribute(ADDRESS, &mac).u32(MTU, mtu);
             m.nested(INFO, |m| {
@@ -96,18 +96,17 @@ impl Batch {
                 });
             });
         });
-        // A new link takes no alias (the kernel ignores it there).
-        self.set_alias(name, alias);
     }
 
+    /// A new link takes no alias (the kernel ignores it there), and one batch with its making would mark whatever link
+    /// has its name already.
     pub(crate) fn set_alias(&mut self, name: &str, alias: &str) {
         self.push(SETLINK, 0, format!("marking link {name}"), |m| {
             m.raw(&link_header(0, 0)).string(NAME, name).string(ALIAS, alias);
         });
     }
 
-    /// A pair of links: one end up on the bridge, without an IPv6 address of its own; the other born in the pod, down
-    /// (a veth cannot be up before it has its peer).
+    /// A pair of links, both down (a veth cannot be up before it has its peer), the pod's end born in its namespace.
     pub(crate) fn add_veth(&mut self, veth: &Veth<'_>) {
         let name = veth.host_name;
         self.push(NEWLINK, F_CREATE | F_EXCL, format!("creating link {name} to the pod"), |m| {
@@ -129,6 +128,12 @@ impl Batch {
                 });
             });
         });
+    }
+
+    /// Marks the host's end of a pair and sets it up on the bridge, without an IPv6 address of its own. Not in one batch
+    /// with `add_veth`: if that fails because the name is taken, this would change the link that has it.
+    pub(crate) fn attach_veth(&mut self, veth: &Veth<'_>) {
+        let name = veth.host_name;
         self.push(SETLINK, 0, format!("attaching link {name} to the bridge"), |m| {
             m.raw(&link_header(0, UP)).string(NAME, name).string(ALIAS, veth.alias).u32(MASTER, veth.bridge);
             m.nested(FAMILY_SPECIFIC, |m| {
