@@ -11,8 +11,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::residue::Residue;
 
-/// Whole-system tests share one machine and look at all of it, so they run one after the other.
+/// Whole-system tests share one machine and look at all of it, so they run one after the other, in this program and
+/// in any other that runs them at the same time.
 static MACHINE: Mutex<()> = Mutex::const_new(());
+const MACHINE_LOCK: &str = "/run/lock/hull-tests.lock";
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// A hulld with its own root, state, socket, cgroup, bridge and subnets.
@@ -21,7 +23,7 @@ pub struct Daemon {
     directory: tempfile::TempDir,
     before: Residue,
     name: String,
-    _machine: MutexGuard<'static, ()>,
+    _machine: (MutexGuard<'static, ()>, std::fs::File),
 }
 
 impl Daemon {
@@ -32,7 +34,7 @@ impl Daemon {
 
     /// `network` goes below `[network]`, `more` at the end of the configuration file.
     pub async fn start_with(network: &str, more: &str) -> Daemon {
-        let machine = MACHINE.lock().await;
+        let machine = (MACHINE.lock().await, machine_lock());
         let before = Residue::look();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("hull-e2e-{}-{number}", std::process::id());
@@ -42,7 +44,7 @@ impl Daemon {
         let bridge = format!("he{}x{number}", std::process::id() % 100_000);
         let config = format!(
             "[agent]\npath = \"{}\"\n[cgroup]\nparent = \"/{}\"\n[registry]\nhosts_dir = \"{}\"\n\
-             [network]\nbridge = \"{bridge}\"\nsubnets = [\"10.241.7.0/24\", \"fd41:7::/64\"]\n{network}\n{more}",
+             [network]\nbridge = \"{bridge}\"\nsubnets = [\"10.241.{number}.0/24\", \"fd41:{number}::/64\"]\n{network}\n{more}",
             crate::binaries::program("hull-agent").display(),
             daemon.name,
             daemon.path("certs.d").display(),
@@ -228,6 +230,13 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// Held while a daemon under test is on the machine. Waiting blocks the thread: nothing else of the test runs then.
+fn machine_lock() -> std::fs::File {
+    let file = std::fs::File::create(MACHINE_LOCK).unwrap();
+    file.lock().unwrap();
+    file
 }
 
 /// Every cgroup below the one called `name`, in all hierarchies, parents first.
