@@ -158,3 +158,35 @@ fn a_mounted_layer_is_handed_out_quickly() {
         test.store.release_mounts().unwrap();
     });
 }
+
+#[test]
+fn a_layer_that_is_read_is_in_memory_once() {
+    in_own_mounts(|| async {
+        let test = TestStore::new();
+        let image = TestImage::new(vec![Layer::noise("big", 8 << 20, 5)]);
+        let server = Server::start(&[("app:1", &image)], |_| None).await;
+        let image = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+        let trees = test.store.layer_trees(&image.layers).unwrap();
+        let file = openat(trees[0].as_fd(), "big", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        std::io::copy(&mut fs::File::from(file), &mut std::io::sink()).unwrap();
+        let layer = test.root().join("layers").join(format!("{}.erofs", image.layers[0].hex()));
+        let resident = std::process::Command::new("fincore")
+            .args(["--bytes", "--noheadings", "--output", "RES"])
+            .arg(&layer)
+            .output()
+            .unwrap();
+        let resident: u64 = String::from_utf8(resident.stdout).unwrap().trim().parse().unwrap();
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        println!(
+            "kernel {}: {resident} bytes of the layer file are cached beside the mount's own",
+            release.trim()
+        );
+        // `directio` came after file-backed mounts; without it the file's pages are cached too.
+        let mut version = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        if (version.next(), version.next()) >= (Some(6), Some(14)) {
+            assert!(resident < 1 << 20, "{resident}");
+        }
+        drop(trees);
+        test.store.release_mounts().unwrap();
+    });
+}

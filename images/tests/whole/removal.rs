@@ -157,3 +157,53 @@ fn a_full_disk_fails_the_pull_and_leaves_nothing_and_the_next_pull_works() {
         unmount(directory, UnmountFlags::DETACH).unwrap();
     });
 }
+
+/// The daemon of the next test: pulls, removes and pulls again until it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a child process of another test"]
+async fn child_that_is_killed() {
+    let Ok(directory) = std::env::var("HULL_TEST_DIRECTORY") else { return };
+    let names = std::env::var("HULL_TEST_IMAGES").unwrap();
+    let store = ImageStore::open(crate::config(directory.as_ref())).unwrap();
+    loop {
+        for name in names.split(' ') {
+            store.pull(&reference(name), None, None).await.unwrap();
+        }
+        store.remove(names.split(' ').next().unwrap()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_killed_at_any_moment_leaves_whole_images_or_none() {
+    let (server, one, two) = two_images().await;
+    let test = TestStore::new();
+    let directory = test.directory;
+    drop(test.store);
+    let names = format!("{0}/app:1 {0}/app:2", server.host());
+    for round in 0..12 {
+        let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "removal::child_that_is_killed"])
+            .env("HULL_TEST_DIRECTORY", directory.path())
+            .env("HULL_TEST_IMAGES", &names)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(60 + 17 * round)).await;
+        assert!(daemon.try_wait().unwrap().is_none(), "the daemon runs until it is killed");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let store = ImageStore::open(crate::config(directory.path())).unwrap();
+        store.sweep().unwrap();
+        let mut expected = std::collections::BTreeSet::new();
+        for image in store.list().unwrap() {
+            assert!([one.id(), two.id()].contains(&image.id));
+            assert_eq!(image.layers.len(), 2);
+            assert!(!image.repo_digests.is_empty());
+            expected.extend(image.layers.iter().map(|layer| format!("{}.erofs", layer.hex())));
+        }
+        let found: Vec<String> = crate::files(&directory.path().join("root/layers"));
+        assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "exactly the files of the images");
+    }
+    assert!(server.requests().len() > 12, "the daemon did something");
+}
