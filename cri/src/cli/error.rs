@@ -16,7 +16,7 @@ pub(super) const FAILED: u8 = 125;
 pub(super) enum CliError {
     #[error("cannot connect to hulld at {}: {source}\n{}", path.display(), connect_hint(source))]
     Connect { path: PathBuf, source: io::Error },
-    #[error("cannot {doing}: {}", said(status))]
+    #[error("{}", failed_call(doing, status))]
     Call { doing: String, status: Box<Status> },
     #[error("cannot {doing}: no answer within {}\nhulld may be busy: its log says more. A longer --timeout waits longer.",
             crate::config::value::format_duration(*after))]
@@ -57,11 +57,45 @@ fn connect_hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// hulld's errors are whole sentences that name what was being done; saying it once is enough.
+fn failed_call(doing: &str, status: &Status) -> String {
+    match status.message() {
+        sentence if sentence.starts_with("cannot ") => sentence.into(),
+        _ => format!("cannot {doing}: {}", said(status)),
+    }
+}
+
 fn said(status: &Status) -> String {
     match status.code() {
         Code::Unimplemented if status.message().is_empty() => "this daemon does not know the call".into(),
         Code::Unavailable => format!("the connection to hulld broke ({})", status.message()),
         code if status.message().is_empty() => code.description().into(),
         _ => status.message().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(status: Status) -> String {
+        CliError::Call { doing: "stop the pod web".into(), status: Box::new(status) }.to_string()
+    }
+
+    #[test]
+    fn an_error_says_once_what_was_being_done() {
+        assert_eq!(shown(Status::internal("disk full")), "cannot stop the pod web: disk full");
+        assert_eq!(shown(Status::internal("cannot stop web: disk full")), "cannot stop web: disk full");
+        assert!(
+            shown(Status::unavailable("broken pipe")).contains("the connection to hulld broke (broken pipe)")
+        );
+        assert!(shown(Status::unimplemented("")).contains("this daemon does not know the call"));
+    }
+
+    #[test]
+    fn a_missing_socket_comes_with_a_way_on() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = CliError::Connect { path: "/run/hull/hull.sock".into(), source }.to_string();
+        assert!(error.contains("/run/hull/hull.sock") && error.contains("Is hulld running?"), "{error}");
     }
 }

@@ -141,7 +141,7 @@ impl Record {
         let _entered = self.span.enter();
         match code {
             Code::Ok => tracing::debug!(?duration, client, ?code, "answered"),
-            Code::Internal | Code::Unknown | Code::DataLoss => {
+            Code::Internal | Code::DataLoss => {
                 tracing::warn!(?duration, client, ?code, message, "failed");
             }
             _ => tracing::debug!(?duration, client, ?code, message, "refused"),
