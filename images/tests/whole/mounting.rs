@@ -153,8 +153,8 @@ fn a_mounted_layer_is_handed_out_quickly() {
         }
         times.sort();
         println!("two layers: median {:?}, best {:?}", times[100], times[0]);
-        // The target is some 15 µs a layer; the bound leaves room for a busy machine.
-        assert!(times[0].as_micros() < 500, "{:?}", times[0]);
+        // The target is some 15 µs a layer; the bound leaves room for a busy or emulated machine.
+        assert!(times[0].as_micros() < 2000, "{:?}", times[0]);
         test.store.release_mounts().unwrap();
     });
 }
