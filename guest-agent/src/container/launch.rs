@@ -54,6 +54,7 @@ pub(super) fn start(
     let must_wait = cgroup.clone_fd().is_none();
     match clone(cgroup.clone_fd(), namespaces, pid_namespace)? {
         Cloned::Child => {
+            let _guard = EndOfChild;
             drop(agent_end);
             let reporter = Reporter::new(child_end);
             match body(&reporter, must_wait) {
@@ -66,6 +67,15 @@ pub(super) fn start(
             drop(child_end);
             supervise(pid, pidfd, agent_end.as_fd(), must_wait.then_some(cgroup))
         }
+    }
+}
+
+/// A copy of the agent must never run on as a second agent, not even by a panic that unwinds.
+struct EndOfChild;
+
+impl Drop for EndOfChild {
+    fn drop(&mut self) {
+        process::exit_now(127)
     }
 }
 

@@ -34,11 +34,9 @@ pub(super) fn assemble(plan: &RootfsPlan, slots: &Slots<'_>) -> Result<Root, Fai
         .during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;
     prepare_writable(writable, &lower[0])
         .during(Stage::Rootfs, || "cannot prepare the writable directory of the root filesystem")?;
-    let overlay = overlay(&lower).during(Stage::Rootfs, || {
+    mount_overlay(&lower).map(Root::new).during(Stage::Rootfs, || {
         format!("cannot mount the root filesystem of {} layers with overlayfs", lower.len())
-    })?;
-    attach(overlay.as_fd(), layout::ROOTFS).during(Stage::Rootfs, || "cannot attach the root filesystem")?;
-    Ok(Root::new(overlay))
+    })
 }
 
 fn tree<'a>(slots: &Slots<'a>, slot: u32, what: &str) -> Result<BorrowedFd<'a>, Failure> {
@@ -86,6 +84,37 @@ fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Mounts the overlay at [`layout::ROOTFS`] and returns its root.
+fn mount_overlay(lower: &[String]) -> io::Result<OwnedFd> {
+    match overlay(lower) {
+        Ok(overlay) => attach(overlay.as_fd(), layout::ROOTFS).map(|()| overlay),
+        // Linux before 6.8 does not know layers given one by one, and answers only this.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            mount_with_options(lower.len()).map_err(|_| error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The old way: all layers in one option of mount(2), by their short names in the directory of layers, so that the most
+/// that overlayfs stacks still fit into the page that options can have.
+fn mount_with_options(layers: usize) -> io::Result<OwnedFd> {
+    let names: Vec<String> = (0..layers).map(|number| number.to_string()).collect();
+    let options = format!(
+        "lowerdir={},upperdir={writable}/upper,workdir={writable}/work,index=off,xino=off,volatile",
+        names.join(":"),
+        writable = layout::WRITABLE
+    );
+    let options = std::ffi::CString::new(options)?;
+    rustix::process::chdir(layout::LAYERS)?;
+    let flags = rustix::mount::MountFlags::empty();
+    let mounted = rustix::mount::mount("overlay", layout::ROOTFS, "overlay", flags, options.as_c_str());
+    rustix::process::chdir("/")?;
+    mounted?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(layout::ROOTFS, flags, Mode::empty())?)
 }
 
 /// A detached overlay. Layers are given one by one and by path: their number is not bounded by the length of one
@@ -139,4 +168,54 @@ pub(super) fn pivot(root: &Root) -> Result<(), Failure> {
 pub(super) fn current() -> io::Result<Root> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(Root::new(rustix::fs::open("/", flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hull_sys::mount::{Attributes, Propagation};
+    use hull_sys::namespace::{self, Namespaces};
+    use std::fs;
+
+    /// In a mount namespace of this thread's own, with /run for the agent's directories.
+    fn in_own_mounts(test: fn()) {
+        let body = move || {
+            namespace::unshare_filesystem_attributes().unwrap();
+            namespace::unshare(Namespaces::MOUNT).unwrap();
+            let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+            mount::set_attributes_at(CWD, c"/", true, &private).unwrap();
+            rustix::mount::mount("test", "/run", "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+            for path in [layout::LAYERS, layout::WRITABLE, layout::ROOTFS] {
+                fs::create_dir_all(path).unwrap();
+            }
+            test();
+        };
+        std::thread::spawn(body).join().unwrap();
+    }
+
+    #[test]
+    fn both_ways_to_mount_an_overlay_give_the_same() {
+        in_own_mounts(|| {
+            for number in 0..300 {
+                let layer = format!("{}/{number}", layout::LAYERS);
+                fs::create_dir(&layer).unwrap();
+                fs::write(format!("{layer}/which"), number.to_string()).unwrap();
+                fs::write(format!("{layer}/file-{number}"), "").unwrap();
+            }
+            fs::create_dir(format!("{}/upper", layout::WRITABLE)).unwrap();
+            fs::create_dir(format!("{}/work", layout::WRITABLE)).unwrap();
+            let seen = |root: OwnedFd| {
+                let root = Root::new(root);
+                let found = root.resolve("/file-299", super::super::inside::Links::Refuse);
+                assert!(found.is_ok());
+                fs::read_to_string(format!("{}/which", layout::ROOTFS)).unwrap()
+            };
+            assert_eq!(seen(mount_with_options(300).unwrap()), "0");
+            mount::unmount(layout::ROOTFS, mount::UnmountFlags::empty()).unwrap();
+            let writable = fs::File::open(layout::WRITABLE).unwrap();
+            allow_again(writable.as_fd()).unwrap();
+            let lower: Vec<String> = (0..300).map(|number| format!("{}/{number}", layout::LAYERS)).collect();
+            assert_eq!(seen(mount_overlay(&lower).unwrap()), "0");
+        });
+    }
 }

@@ -2,7 +2,11 @@
 //!
 //! Each test is a process of its own with one thread, as the agent is: namespaces belong to threads, and a process with
 //! several cannot clone itself. So this program has its own small harness: it starts itself once for each test.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, though not marked as such without libtest")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests, though not marked as such without libtest"
+)]
 
 mod exec;
 mod hostile;

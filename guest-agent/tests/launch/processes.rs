@@ -18,6 +18,7 @@ crate::tests!(
     a_terminal_is_the_containers_own,
     without_no_new_privs_a_user_still_gets_the_filter,
     a_seccomp_profile_that_forbids_everything_else_still_starts,
+    a_security_label_is_set_or_the_launch_fails,
 );
 
 fn named(name: &str) -> Option<messages::User> {
@@ -221,4 +222,24 @@ fn deny(calls: &[u32]) -> Vec<u8> {
     program.extend(instruction(0x06, 0, 0, 0x7fff_0000));
     program.extend(instruction(0x06, 0, 0, 0x8000_0000));
     program
+}
+
+fn a_security_label_is_set_or_the_launch_fails() {
+    let image = image("image", |_| ());
+    let with = |name: &str, profile: &str| {
+        let mut wanted = Wanted::script(name, &image, "cat /proc/self/attr/apparmor/current");
+        wanted.process().apparmor_profile = profile.into();
+        wanted
+    };
+    let (missing, unconfined) = (with("missing", "no-such-profile"), with("unconfined", "unconfined"));
+    let enabled =
+        fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|on| on.starts_with('Y'));
+    let pod = Pod::enter();
+    let error = pod.start(&missing).err().map(|error| error.to_string());
+    // AppArmor looks the profile up when it is named; without AppArmor there is nobody to name it to.
+    let error = error.expect("a profile that is not there stops the launch");
+    assert!(error.contains("AppArmor profile no-such-profile") || error.starts_with("exec "), "{error}");
+    if enabled {
+        assert_eq!(pod.run(&unconfined).lines(), ["unconfined"]);
+    }
 }
