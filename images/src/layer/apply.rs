@@ -15,6 +15,9 @@ use super::xattr;
 const MAX_SYMLINK_TARGET: usize = 4095;
 // As the kernel (MAXSYMLINKS).
 const MAX_HOPS: usize = 40;
+// Lookups of path components for a whole layer, some seconds' worth: short compressed input could ask for days of them.
+const MAX_STEPS: u64 = 1 << 28;
+const SYMLINK_STEP: u64 = 16;
 
 /// A layer under construction.
 pub(super) struct Layer<'f, 'l> {
@@ -25,6 +28,7 @@ pub(super) struct Layer<'f, 'l> {
     limits: &'l Limits,
     /// The directory of the previous entry: the next one is most often in it too. Valid until an entry is replaced.
     recent: Option<(Vec<u8>, NodeId)>,
+    steps: u64,
 }
 
 impl<'f, 'l> Layer<'f, 'l> {
@@ -36,6 +40,7 @@ impl<'f, 'l> Layer<'f, 'l> {
             content: 0,
             limits,
             recent: None,
+            steps: 0,
         }
     }
 
@@ -245,6 +250,7 @@ impl<'f, 'l> Layer<'f, 'l> {
     // Follows `components` from the root. With `make`, missing directories come into being; without, the answer is None
     // where extraction would find nothing.
     fn walk(&mut self, components: &[&[u8]], path: &[u8], make: bool) -> Result<Option<NodeId>, LayerError> {
+        self.step(components.len() as u64)?;
         let mut at = ROOT;
         for (index, component) in components.iter().enumerate() {
             let node = match self.tree.lookup(at, component) {
@@ -280,6 +286,7 @@ impl<'f, 'l> Layer<'f, 'l> {
         let mut hops = 0;
         let mut left: Vec<Vec<u8>> = components.iter().rev().map(|component| component.to_vec()).collect();
         while let Some(component) = left.pop() {
+            self.step(SYMLINK_STEP)?;
             match component.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
@@ -319,6 +326,14 @@ impl<'f, 'l> Layer<'f, 'l> {
             }
         }
         Ok(Some(at))
+    }
+
+    fn step(&mut self, steps: u64) -> Result<(), LayerError> {
+        self.steps += steps;
+        if self.steps > MAX_STEPS {
+            return Err(LayerError::Limit { what: "steps through directories and links", limit: MAX_STEPS });
+        }
+        Ok(())
     }
 
     fn attributes(&self, entry: &Entry, path: &[u8]) -> Result<Attributes, LayerError> {

@@ -39,7 +39,7 @@ pub struct BlobExpectation {
 /// Reads a layer blob, checks its digest and size and the diffID of what is in it, and converts it as
 /// [`convert`](super::convert) does.
 ///
-/// Blocking; the blob is read on a thread of its own, never beyond its expected size. The super block is written only
+/// Blocking; the blob is read on a thread of its own, at most 256 KiB beyond its expected size. The super block is written only
 /// when everything has been verified, so a file left by an error cannot be mounted. Where damage on the way can have
 /// caused an error, the rest of the blob is read first and a wrong digest or size is reported instead.
 pub fn ingest(

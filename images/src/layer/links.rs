@@ -1,8 +1,9 @@
 use super::error::{EntryProblem, LayerError, printable};
 use super::tree::NodeId;
 
-// Of paths and targets together; no tool writes links before their targets, so a few will do.
-const MAX_BYTES: u64 = 4 << 20;
+// Of paths and targets together; no tool writes links before their targets, so a few will do; resolving
+// them takes up to the square of their number.
+const MAX_BYTES: u64 = 256 << 10;
 
 /// Hard links whose target had not been seen when they came.
 #[derive(Default)]

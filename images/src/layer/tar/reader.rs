@@ -146,6 +146,11 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 if globals.is_about_one_entry() {
                     return Err(self.input.malformed("a global header sets a path, a link or a size"));
                 }
+                // Each entry gets a copy.
+                let bytes =
+                    globals.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                let bound = self.input.limits.max_xattr_bytes;
+                limit("bytes of attributes in global headers", bytes as u64, bound)?;
                 self.globals = globals;
             }
             b'L' => {

@@ -237,11 +237,38 @@ fn headers_and_attributes_are_bounded() {
     let archive =
         Archive::new().pax(&[("SCHILY.xattr.user.a", &value), ("SCHILY.xattr.user.b", &value)]).file("f", "");
     assert!(matches!(problem(archive).1, EntryProblem::TooManyXattrs(_)));
+    // Global headers apply to every entry and are bounded together.
+    let mut archive = Archive::new();
+    for name in ["SCHILY.xattr.user.a", "SCHILY.xattr.user.b"] {
+        archive = archive.global(&[(name, &value)]);
+    }
+    assert!(matches!(refused(&archive.file("f", "").end()), LayerError::Limit { .. }));
     // A path of two thousand directories costs as many entries.
     let limits = Limits { max_entries: 1000, ..Limits::default() };
     let deep = "d/".repeat(2000);
     let archive = Archive::new().pax(&[("path", deep.as_bytes())]).directory("d").end();
     assert!(matches!(refused_with(archive.as_slice(), &limits), LayerError::Limit { .. }));
+}
+
+#[test]
+fn links_upon_links_cannot_ask_for_endless_work() {
+    // Each entry's way leads through forty links with two thousand components each.
+    let target = "./".repeat(2000);
+    let mut archive = Archive::new();
+    for number in 0..39 {
+        let target = format!("{target}l{}", number + 1);
+        archive = archive.pax(&[("linkpath", target.as_bytes())]).symlink(&format!("l{number}"), "x");
+    }
+    archive = archive.directory("l39");
+    for number in 0..10_000 {
+        archive = archive.file(&format!("l0/d{number}/f"), "");
+    }
+    assert!(matches!(refused(&archive.end()), LayerError::Limit { .. }));
+    let mut backwards = Archive::new();
+    for number in 0..10_000 {
+        backwards = backwards.hard_link(&format!("l{number}"), &format!("l{}", number + 1));
+    }
+    assert!(matches!(refused(&backwards.file("l10000", "").end()), LayerError::Limit { .. }));
 }
 
 /// Random damage to a good archive never panics, and what is accepted is a sound image. HULL_LAYER_DAMAGE sets the
