@@ -44,8 +44,10 @@ impl Server {
                 .and_then(|(pidfd, _)| process::try_wait(pidfd).ok().flatten());
             return ended.map(|ended| self.container_ended(index, ended)).is_some();
         }
-        if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid) {
-            let ended = process::try_wait(self.execs[index].pidfd.as_fd()).ok().flatten();
+        if let Some(index) = self.execs.iter().position(|exec| exec.running().is_some_and(|one| one.0 == pid))
+        {
+            let ended =
+                self.execs[index].running().and_then(|(_, pidfd)| process::try_wait(pidfd).ok().flatten());
             return ended.map(|ended| self.exec_ended(index, ended)).is_some();
         }
         if self.pod.reaper.as_ref().is_some_and(|reaper| reaper.pid == pid) {

@@ -1,6 +1,6 @@
 //! Exec: another process in a running container. The answer comes when it has ended.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_sys::process::{self, Ended};
@@ -16,6 +16,11 @@ use crate::stdio::TerminalRelay;
 /// Most execs at a time in a pod.
 const MAX_EXECS: usize = 1024;
 
+/// How long an answer waits for a terminal that other processes hold open.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long it waits for a caller who does not read what the terminal showed.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A process that somebody waits for.
 pub(super) struct ExecProcess {
     serial: u32,
@@ -23,16 +28,40 @@ pub(super) struct ExecProcess {
     connection: u32,
     request: u64,
     container: u32,
-    pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
-    kill_at: Option<Instant>,
+    life: Life,
     timed_out: bool,
     relay: Option<TerminalRelay>,
 }
 
+/// Where an exec is in its life.
+enum Life {
+    Running {
+        pid: i32,
+        pidfd: OwnedFd,
+        kill_at: Option<Instant>,
+    },
+    /// The process has ended; what its terminal showed is still on its way.
+    Showing {
+        ended: Ended,
+        look_at: Instant,
+        give_up: Instant,
+    },
+}
+
 impl ExecProcess {
     pub(super) const fn deadline(&self) -> Option<Instant> {
-        self.kill_at
+        match self.life {
+            Life::Running { kill_at, .. } => kill_at,
+            Life::Showing { look_at, .. } => Some(look_at),
+        }
+    }
+
+    /// The process, while it has not been waited for.
+    pub(super) fn running(&self) -> Option<(i32, BorrowedFd<'_>)> {
+        match &self.life {
+            Life::Running { pid, pidfd, .. } => Some((*pid, pidfd.as_fd())),
+            Life::Showing { .. } => None,
+        }
     }
 }
 
@@ -85,9 +114,11 @@ impl Server {
             connection,
             request,
             container: serial_of_container,
-            pid: launched.pid,
-            pidfd: launched.pidfd,
-            kill_at: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            life: Life::Running {
+                pid: launched.pid,
+                pidfd: launched.pidfd,
+                kill_at: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            },
             timed_out: false,
             relay,
         });
@@ -97,35 +128,59 @@ impl Server {
 
     /// Passes on what a terminal shows and what its user typed.
     pub(super) fn exec_terminal_ready(&mut self, serial: u32) {
-        let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) else { return };
-        if let Some(relay) = &mut exec.relay {
-            step(relay, &self.poll, Source::Exec(serial));
+        let Some(index) = self.execs.iter().position(|exec| exec.serial == serial) else { return };
+        let exec = &mut self.execs[index];
+        let Some(relay) = &mut exec.relay else { return };
+        step(relay, &self.poll, Source::Exec(serial));
+        if relay.is_finished() && matches!(exec.life, Life::Showing { .. }) {
+            self.answer_exec(index);
         }
     }
 
-    /// Kills what has run longer than it was given.
-    pub(super) fn kill_overdue_execs(&mut self, now: Instant) {
-        for exec in self.execs.iter_mut().filter(|exec| exec.kill_at.is_some_and(|when| when <= now)) {
-            exec.kill_at = None;
-            exec.timed_out = true;
-            // Its children too, as far as they stayed in its group: they may hold the caller's pipes open. Neither can
-            // hit another process: the child was not waited for yet.
-            let _ = process::kill_group_of(exec.pid);
-            let _ = process::pidfd_send_signal(exec.pidfd.as_fd(), super::SIGKILL);
+    /// Kills what has run longer than it was given, and answers where a terminal is not going to end.
+    pub(super) fn check_execs(&mut self, now: Instant) {
+        for index in (0..self.execs.len()).rev() {
+            let exec = &mut self.execs[index];
+            if exec.deadline().is_none_or(|when| when > now) {
+                continue;
+            }
+            match &mut exec.life {
+                Life::Running { pid, pidfd, kill_at } => {
+                    *kill_at = None;
+                    exec.timed_out = true;
+                    // Its children too, as far as they stayed in its group: they may hold the caller's pipes open.
+                    // Neither can hit another process: the child was not waited for yet.
+                    let _ = process::kill_group_of(*pid);
+                    let _ = process::pidfd_send_signal(pidfd.as_fd(), super::SIGKILL);
+                }
+                Life::Showing { look_at, give_up, .. } => {
+                    let slow = exec.relay.as_ref().is_some_and(TerminalRelay::waits_for_reader);
+                    if slow && now < *give_up {
+                        *look_at = now + LINGER;
+                    } else {
+                        self.answer_exec(index);
+                    }
+                }
+            }
         }
     }
 
-    /// An exec's process has ended: answers.
+    /// An exec's process has ended: answers, once all that its terminal showed is passed on.
     pub(super) fn exec_ended(&mut self, index: usize, ended: Ended) {
-        let mut exec = self.execs.swap_remove(index);
-        if let Some(relay) = &mut exec.relay {
-            relay.drain();
-        }
-        let answer = ExecEnded { exit_code: ended.exit_code(), timed_out: exec.timed_out };
+        let now = Instant::now();
+        let exec = &mut self.execs[index];
+        exec.life = Life::Showing { ended, look_at: now + LINGER, give_up: now + READER_PATIENCE };
+        let serial = exec.serial;
+        if exec.relay.is_some() { self.exec_terminal_ready(serial) } else { self.answer_exec(index) }
+    }
+
+    fn answer_exec(&mut self, index: usize) {
         // The caller's ends are closed before it hears of the end.
-        let (connection, request) = (exec.connection, exec.request);
-        drop(exec);
-        self.connections.respond(connection, request, Outcome::ExecEnded(answer), &self.poll);
+        let ExecProcess { connection, request, life, timed_out, .. } = self.execs.swap_remove(index);
+        if let Life::Showing { ended, .. } = life {
+            let answer = ExecEnded { exit_code: ended.exit_code(), timed_out };
+            self.connections.respond(connection, request, Outcome::ExecEnded(answer), &self.poll);
+        }
     }
 
     /// The terminal of the exec that this request of this container started.

@@ -126,7 +126,7 @@ impl Server {
     }
 
     fn check_deadlines(&mut self, now: Instant) {
-        self.kill_overdue_execs(now);
+        self.check_execs(now);
         self.report_overdue_ends(now);
         self.look_again_for_oom(now);
         if self.buffers.is_some() && now >= self.buffers_used + BUFFERS_IDLE {

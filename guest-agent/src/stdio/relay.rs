@@ -74,6 +74,8 @@ pub struct TerminalRelay {
     output: Option<OwnedFd>,
     typed: Direction,
     shown: Direction,
+    /// The terminal's last user has gone and all that it showed is passed on.
+    finished: bool,
 }
 
 /// What the relay can do next, for the event loop.
@@ -95,7 +97,14 @@ impl TerminalRelay {
         for fd in [Some(&terminal), input.as_ref(), output.as_ref()].into_iter().flatten() {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        Ok(Self { terminal, input, output, typed: Direction::new(), shown: Direction::new() })
+        Ok(Self {
+            terminal,
+            input,
+            output,
+            typed: Direction::new(),
+            shown: Direction::new(),
+            finished: false,
+        })
     }
 
     /// Moves what can be moved in both directions. An input that ends leaves the terminal open, as a closed keyboard.
@@ -111,20 +120,19 @@ impl TerminalRelay {
         match self.show() {
             Moved::All => interest.terminal_read = true,
             Moved::Stuck => interest.output_write = true,
-            Moved::SourceEnded | Moved::SinkEnded => {}
+            Moved::SourceEnded | Moved::SinkEnded => self.finished = true,
         }
         interest
     }
 
-    /// Passes on everything that the terminal still shows, as far as the receiver takes it without waiting.
-    pub fn drain(&mut self) {
-        // A terminal holds a few KiB; the bound is for a background process that goes on writing.
-        for _ in 0..64 {
-            let waiting = rustix::io::ioctl_fionread(&self.terminal).unwrap_or(0);
-            if self.show() != Moved::All || waiting == 0 {
-                return;
-            }
-        }
+    /// Whether the terminal's last user has gone and everything it showed has been passed on.
+    pub const fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Whether the caller has not taken yet what the terminal showed.
+    pub const fn waits_for_reader(&self) -> bool {
+        !self.shown.waiting.is_empty()
     }
 
     fn show(&mut self) -> Moved {
@@ -183,8 +191,10 @@ mod tests {
         relay.step();
         program.write_all(b"more").unwrap();
         relay.step();
+        assert!(!relay.is_finished());
         drop(program);
-        relay.drain();
+        relay.step();
+        assert!(relay.is_finished());
         drop(relay);
         let mut shown = String::new();
         File::from(screen).read_to_string(&mut shown).unwrap();
@@ -203,6 +213,7 @@ mod tests {
             stuck |= relay.step().output_write;
         }
         assert!(stuck);
+        assert!(relay.waits_for_reader());
         assert!(relay.shown.waiting.len() <= CHUNK);
     }
 }
