@@ -120,6 +120,7 @@ impl Runtime {
     /// Nothing survives a restart of the machine, but that it was there must not be forgotten: a pod that is to run
     /// once would run twice.
     fn note_reboot(&self, pod: &Pod) {
+        self.note_exit_records(pod);
         let message = "the machine was restarted while the container ran";
         self.end_all(pod, EXIT_CODE_UNKNOWN, "NodeRebooted", message);
         if pod.phase() == PodPhase::Ready {

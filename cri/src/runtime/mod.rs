@@ -55,6 +55,8 @@ use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
 use crate::config::{Config, NetworkMode};
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
+use crate::security::capabilities;
+use crate::security::seccomp::{self, Profile};
 use crate::store::{Store, StoreError};
 
 /// What a RunPodSandbox asks for; two equal ones are the same operation.
@@ -146,6 +148,8 @@ impl Runtime {
             operations: TaskTracker::new(),
         });
         runtime.adopt_all().await?;
+        // The first container should not wait for the compiler; whether this works matters only to it.
+        tokio::task::spawn_blocking(|| seccomp::compile(Profile::RuntimeDefault, capabilities::DEFAULT));
         Ok(runtime)
     }
 

@@ -34,7 +34,9 @@ impl Node for RuntimeServer {
     async fn release(&self) -> Result<(), String> {
         match self.0.release().await {
             Ok(report) if report.pods == 0 => Ok(()),
-            Ok(report) => Err(format!("there are still {} pods; `hull rmp --all --force` removes them", report.pods)),
+            Ok(report) => {
+                Err(format!("there are still {} pods; `hull rmp --all --force` removes them", report.pods))
+            }
             Err(error) => Err(error.to_string()),
         }
     }

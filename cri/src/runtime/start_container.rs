@@ -1,6 +1,7 @@
 //! StartContainer: the agent makes the container's first process.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hull_agent::protocol::messages::{ContainerStarted, request, response};
 
@@ -33,6 +34,7 @@ impl Runtime {
                 container.phase()
             )));
         }
+        let begun = Instant::now();
         let (start, slots) = match self.prepare(container).await {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -40,7 +42,15 @@ impl Runtime {
                 return Err(error);
             }
         };
-        match agent.call(request::Call::StartContainer(start), slots).await {
+        let prepared = Instant::now();
+        let answer = agent.call(request::Call::StartContainer(start), slots).await;
+        tracing::debug!(
+            container = container.id(),
+            prepared_in = ?prepared.duration_since(begun),
+            launched_in = ?prepared.elapsed(),
+            "the agent answered"
+        );
+        match answer {
             Ok(response::Outcome::ContainerStarted(started)) => {
                 self.note_start(container, started);
                 Ok(())

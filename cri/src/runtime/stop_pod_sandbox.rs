@@ -58,6 +58,10 @@ impl Runtime {
         self.clear(pod).await?;
         self.note_exit_records(pod);
         self.end_all(pod, KILLED, "Error", "the container was killed with its pod");
+        if pod.phase() == PodPhase::Ready {
+            // Should the network refuse below, nobody must take the pod for one that works.
+            pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
+        }
         if pod.with_record(|record| record.network_held) {
             let (config, hostname) = pod
                 .with_record(|record| (record.config.clone().unwrap_or_default(), record.hostname.clone()));

@@ -75,7 +75,8 @@ impl ProcessLauncher {
         tokio::spawn(async move {
             match child.wait().await {
                 Ok(status) if status.success() => {}
-                Ok(status) => tracing::warn!(pod = %id, %status, "the agent's first process failed"),
+                // Whoever waits for the agent reports what that means; an unused one ends like this, too.
+                Ok(status) => tracing::debug!(pod = %id, %status, "the agent's first process failed"),
                 Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the agent's first process"),
             }
         });
