@@ -88,8 +88,14 @@ impl Runtime {
         };
         let directory = self.container_directory(&id);
         // A request that cannot be planned leaves nothing behind.
-        let facts = facts(&record, self.apparmor).await?;
-        container::plan(&record, &pod.record(), &directory, &facts)?;
+        let record = {
+            let (pod, directory, apparmor) = (pod.record(), directory.clone(), self.apparmor);
+            let check = move || {
+                container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
+                Ok::<_, Error>(record)
+            };
+            blocking(check).await??
+        };
         self.check_target(pod, &record)?;
 
         self.store.containers.put(&record)?;
@@ -180,27 +186,23 @@ fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
 }
 
 /// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
-/// always).
-pub(super) async fn facts(record: &ContainerRecord, apparmor: bool) -> Result<Facts> {
+/// always). Blocks for a little while.
+pub(super) fn facts(record: &ContainerRecord, apparmor: bool) -> Result<Facts> {
     let config = record.config.clone().unwrap_or_default();
     let context = container::context(&config);
     let profile = profile::seccomp(&context)?;
-    let capabilities = container::capabilities(&context)?.bounding;
-    let look = move || -> Result<Facts> {
-        let path = profile::seccomp_path(&profile);
-        let kind = match (&profile, &path) {
-            (profile::Profile::RuntimeDefault, _) => seccomp::Profile::RuntimeDefault,
-            (_, Some(path)) => seccomp::Profile::Localhost(path),
-            (_, None) => seccomp::Profile::Unconfined,
-        };
-        let program =
-            seccomp::compile(kind, capabilities).map_err(|error| Error::Invalid(error.to_string()))?;
-        Ok(Facts {
-            devices: devices::look_up(&config.devices, context.privileged)?,
-            seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
-            seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
-            apparmor,
-        })
+    let path = profile::seccomp_path(&profile);
+    let kind = match (&profile, &path) {
+        (profile::Profile::RuntimeDefault, _) => seccomp::Profile::RuntimeDefault,
+        (_, Some(path)) => seccomp::Profile::Localhost(path),
+        (_, None) => seccomp::Profile::Unconfined,
     };
-    blocking(look).await?
+    let capabilities = container::capabilities(&context)?.bounding;
+    let program = seccomp::compile(kind, capabilities).map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(Facts {
+        devices: devices::look_up(&config.devices, context.privileged)?,
+        seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
+        seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
+        apparmor,
+    })
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hull_agent::protocol::messages::{ContainerStarted, request, response};
+use hull_agent::protocol::messages::{ContainerStarted, StartContainer, request, response};
 
 use super::create_container::facts;
 use super::objects::Container;
 use super::translate::container;
 use super::{Error, Result, Runtime, blocking, host};
-use crate::sandbox::SandboxError;
+use crate::sandbox::{SandboxError, Slots};
 use crate::store::record::{Exit, RunningUser};
 
 /// Exit code of a container that could not be started, as other runtimes report it.
@@ -71,19 +71,18 @@ impl Runtime {
         }
     }
 
-    async fn prepare(
-        &self,
-        container: &Container,
-    ) -> Result<(hull_agent::protocol::messages::StartContainer, crate::sandbox::Slots)> {
-        let record = container.record();
-        let facts = facts(&record, self.apparmor).await?;
+    async fn prepare(&self, container: &Container) -> Result<(StartContainer, Slots)> {
+        let (record, pod) = (container.record(), container.pod.record());
         let directory = self.container_directory(container.id());
-        let plan = container::plan(&record, &container.pod.record(), &directory, &facts)?;
-        let launcher = Arc::clone(&container.pod.launcher);
-        let sources = plan.sources;
-        let slots =
-            blocking(move || launcher.open(&sources)).await?.map_err(Error::sandbox(doing(container)))?;
-        Ok((plan.start, slots))
+        let (launcher, apparmor) = (Arc::clone(&container.pod.launcher), self.apparmor);
+        let doing = doing(container);
+        // One thread that may wait for all of it: each change of threads costs more than most of the steps.
+        let prepare = move || {
+            let plan = container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
+            let slots = launcher.open(&plan.sources).map_err(Error::sandbox(doing))?;
+            Ok((plan.start, slots))
+        };
+        blocking(prepare).await?
     }
 
     fn note_start(&self, container: &Container, started: ContainerStarted) {
