@@ -82,4 +82,17 @@ pub enum NetworkError {
         /// What happened.
         reason: String,
     },
+    /// Several things that were all tried failed.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<NetworkError>),
+}
+
+impl NetworkError {
+    /// The outcome of things that were all tried, from those that failed.
+    pub(crate) fn all(mut failures: Vec<NetworkError>) -> Result<(), NetworkError> {
+        if failures.len() > 1 {
+            return Err(NetworkError::Several(failures));
+        }
+        failures.pop().map_or(Ok(()), Err)
+    }
 }

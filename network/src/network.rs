@@ -126,7 +126,7 @@ impl Network {
     /// somebody removed them. Pods whose set-up is under way are spared only if they are in `live`.
     ///
     /// # Errors
-    /// The first failure; the rest is tried nevertheless.
+    /// All that failed; everything is tried, and the next call tries it again.
     pub async fn collect(&self, live: &BTreeSet<String>) -> Result<(), NetworkError> {
         let (inner, live) = (self.inner.clone(), live.clone());
         to_its_end("(all)".into(), async move { inner.collect(live).await }).await
@@ -227,17 +227,18 @@ impl Inner {
     }
 
     async fn collect(&self, live: BTreeSet<String>) -> Result<(), NetworkError> {
-        let mut outcome = Ok(());
+        let mut failures = Vec::new();
         for record in self.ledger.all() {
             if live.contains(&record.id) || record.released {
                 continue;
             }
             tracing::info!(pod = record.id, "removing the network of an unknown pod");
-            outcome = outcome.and(self.tear_down(&record.id).await);
+            failures.extend(self.tear_down(&record.id).await.err());
         }
-        let links = self.builtin.collect(live).await;
-        let reaped = self.builtin.reap().await;
-        outcome.and(links).and(reaped).and(self.cni.collect().await)
+        failures.extend(self.builtin.collect(live).await.err());
+        failures.extend(self.builtin.reap().await.err());
+        failures.extend(self.cni.collect().await.err());
+        NetworkError::all(failures)
     }
 }
 

@@ -250,6 +250,62 @@ fn a_failed_del_keeps_the_pod_for_another_try() {
 }
 
 #[test]
+fn a_plugin_that_fails_del_keeps_no_other_from_its_own() {
+    on_own_machine("a_plugin_that_fails_del_keeps_no_other_from_its_own", |machine| async move {
+        machine.write_plugin("last", &format!("[ $CNI_COMMAND = DEL ] && echo stuck >&2 && exit 1; {ADD}"));
+        machine.write_plugin("middle", ADD);
+        let ipam = json!({ "type": "host-local", "dataDir": machine.path("ipam"), "subnet": "10.88.7.0/24" });
+        machine.write_network(
+            "10-net.conflist",
+            json!({ "cniVersion": "1.0.0", "name": "net", "plugins": [
+                { "type": "bridge", "bridge": "cni0", "ipam": ipam }, { "type": "middle" }, { "type": "last" },
+            ]}),
+        );
+        let leases = || {
+            let names =
+                fs::read_dir(machine.path("ipam/net")).unwrap().flatten().map(|entry| entry.file_name());
+            names.filter(|name| name.to_string_lossy().starts_with("10.")).count()
+        };
+        let network = machine.open().await;
+        network.set_up(&pod("a")).await.unwrap();
+        assert_eq!(leases(), 1);
+        machine.calls();
+
+        // When one plugin is gone and another one fails
+        let (middle, away) = (machine.path("bin/middle"), machine.path("away"));
+        fs::rename(&middle, &away).unwrap();
+        let error = network.tear_down(&pod("a")).await.unwrap_err().to_string();
+
+        // Then the error tells of both, the address is given back, and the rest is tried again
+        assert!(error.contains("stuck") && error.contains("middle is not in"), "{error}");
+        assert_eq!((verbs(&machine.calls()), leases()), (vec!["last DEL".to_owned()], 0));
+        fs::rename(&away, &middle).unwrap();
+        machine.write_plugin("last", ADD);
+        network.collect(&BTreeSet::new()).await.unwrap();
+        assert_eq!(verbs(&machine.calls()), ["last DEL", "middle DEL"]);
+        assert_eq!(fs::read_dir(machine.path("data/pods")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn nothing_is_begun_while_a_plugin_is_not_installed() {
+    on_own_machine("nothing_is_begun_while_a_plugin_is_not_installed", |machine| async move {
+        machine.write_plugin("good", ADD);
+        let plugins = json!([{ "type": "good" }, { "type": "no-such-plugin" }]);
+        machine.write_network(
+            "10-net.conflist",
+            json!({ "cniVersion": "1.0.0", "name": "net", "plugins": plugins }),
+        );
+        let network = machine.open_cni().await;
+        let error = network.set_up(&pod("a")).await.unwrap_err().to_string();
+        assert!(error.contains("no-such-plugin"), "{error}");
+        network.tear_down(&pod("a")).await.unwrap();
+        assert!(machine.calls().is_empty());
+        assert!(!network.namespace_path("a").exists());
+    });
+}
+
+#[test]
 fn without_a_configuration_the_network_is_not_ready_and_then_it_is() {
     on_own_machine("without_a_configuration_the_network_is_not_ready_and_then_it_is", |machine| async move {
         let network = machine.open_cni().await;

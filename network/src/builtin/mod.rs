@@ -180,9 +180,10 @@ impl Builtin {
                 Ok(socket.forget_udp_flows_to(&HostPort::udp(&given.ports))?)
             })?;
         }
+        namespace::remove(pin)?;
+        // Not before: of a released pod only the link is looked for after a restart.
         record.released = true;
         self.ledger.update(&record)?;
-        namespace::remove(pin)?;
         self.reaper.add(&record.id);
         Ok(())
     }

@@ -119,7 +119,8 @@ impl Cni {
         pod: &PodNetwork,
         pin: PathBuf,
     ) -> Result<(String, Vec<IpAddr>), NetworkError> {
-        let list = self.load().map_err(NetworkError::NotReady)?;
+        // A plugin that is not installed is found out before another one has done something that only DEL undoes.
+        let list = self.usable().map_err(NetworkError::NotReady)?;
         let attachment = Attachment::new(pod, &pin)?;
         let _gate = self.0.gate.read().await;
         let directory = pin.parent().unwrap_or(Path::new("/")).to_owned();
@@ -195,6 +196,7 @@ impl Cni {
         self.0.ledger.remove(&record.id)
     }
 
+    /// Every plugin gets its DEL, whatever becomes of the others: each holds something else (an address, a rule).
     async fn delete(&self, record: &Record, pin: &Path) -> Result<(), NetworkError> {
         let (list, cni) = recorded_list(record)?;
         let mut attachment = Attachment::new(&cni.pod, pin)?;
@@ -203,11 +205,13 @@ impl Cni {
         }
         let runtime = runtime_config(&cni.pod, &cni.pod_cidrs);
         let previous = cni.result.as_ref().filter(|_| list.version.has_check());
+        let mut failures = Vec::new();
         for plugin in list.plugins.iter().rev() {
             let config = plugin.execution_config(&list, &runtime, previous);
-            self.invoke("DEL", &list, &plugin.kind, &attachment, &config).await?;
+            let deleted = self.invoke("DEL", &list, &plugin.kind, &attachment, &config).await;
+            failures.extend(deleted.err());
         }
-        Ok(())
+        NetworkError::all(failures)
     }
 
     /// GC, where the version and the configuration have it: plugins drop what belongs to no recorded pod.
