@@ -65,6 +65,7 @@ busybox_tar() {
   for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"; done
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
   echo 'root:x:0:' >"$root/etc/group"
+  chmod 755 "$root"
   chmod 1777 "$root/tmp"
   tar --owner=0 --group=0 --numeric-owner -C "$root" -cf "$1" .
   rm -r "$root"
