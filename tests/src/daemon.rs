@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::residue::Residue;
+use crate::residue::{self, Residue};
 
 /// Whole-system tests share one machine and look at all of it, so they run one after the other, in this program and
 /// in any other that runs them at the same time.
@@ -21,8 +21,10 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 pub struct Daemon {
     process: Option<Child>,
     directory: tempfile::TempDir,
+    root: PathBuf,
     before: Residue,
     name: String,
+    bridge: String,
     _machine: (MutexGuard<'static, ()>, std::fs::File),
 }
 
@@ -32,22 +34,33 @@ impl Daemon {
         Daemon::start_with("mode = \"builtin\"\n", "").await
     }
 
+    /// With hull's own bridge network, and with images and writable layers in `root`, a directory that exists.
+    pub async fn start_rooted_at(root: &Path) -> Daemon {
+        Daemon::start_at(Some(root), "mode = \"builtin\"\n", "").await
+    }
+
     /// `network` goes below `[network]`, `more` at the end of the configuration file.
     pub async fn start_with(network: &str, more: &str) -> Daemon {
+        Daemon::start_at(None, network, more).await
+    }
+
+    async fn start_at(root: Option<&Path>, network: &str, more: &str) -> Daemon {
         let machine = (MACHINE.lock().await, machine_lock());
         let before = Residue::look();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("hull-e2e-{}-{number}", std::process::id());
         let directory = tempfile::Builder::new().prefix("hull-e2e-").tempdir().unwrap();
-        let mut daemon = Daemon { process: None, directory, before, name, _machine: machine };
-        std::fs::create_dir_all(daemon.path("certs.d")).unwrap();
         let bridge = format!("he{}x{number}", std::process::id() % 100_000);
+        let root = root.map_or_else(|| directory.path().join("root"), Path::to_owned);
+        let mut daemon = Daemon { process: None, directory, root, before, name, bridge, _machine: machine };
+        std::fs::create_dir_all(daemon.path("certs.d")).unwrap();
         let config = format!(
             "[agent]\npath = \"{}\"\n[cgroup]\nparent = \"/{}\"\n[registry]\nhosts_dir = \"{}\"\n\
-             [network]\nbridge = \"{bridge}\"\nsubnets = [\"10.241.{number}.0/24\", \"fd41:{number}::/64\"]\n{network}\n{more}",
+             [network]\nbridge = \"{}\"\nsubnets = [\"10.241.{number}.0/24\", \"fd41:{number}::/64\"]\n{network}\n{more}",
             crate::binaries::program("hull-agent").display(),
             daemon.name,
             daemon.path("certs.d").display(),
+            daemon.bridge,
         );
         std::fs::write(daemon.path("hull.toml"), config).unwrap();
         daemon.launch().await;
@@ -60,7 +73,7 @@ impl Daemon {
     }
 
     pub fn root(&self) -> PathBuf {
-        self.path("root")
+        self.root.clone()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -82,6 +95,11 @@ impl Daemon {
     }
 
     async fn launch(&mut self) {
+        self.spawn();
+        self.answers().await;
+    }
+
+    fn spawn(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("hulld.log")).unwrap();
         let process = Command::new(crate::binaries::program("hulld"))
             .arg("--root")
@@ -99,6 +117,9 @@ impl Daemon {
             .spawn()
             .unwrap();
         self.process = Some(process);
+    }
+
+    async fn answers(&mut self) {
         let socket = self.socket();
         let deadline = std::time::Instant::now() + crate::patience(20);
         loop {
@@ -138,6 +159,14 @@ impl Daemon {
     pub async fn restart(&mut self) {
         assert!(self.process.is_none(), "stop or kill it first");
         self.launch().await;
+    }
+
+    /// Again, and killed `after` that, wherever its start has come to by then.
+    pub fn restart_and_kill(&mut self, after: std::time::Duration) {
+        assert!(self.process.is_none(), "stop or kill it first");
+        self.spawn();
+        std::thread::sleep(after);
+        self.kill();
     }
 
     pub async fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -225,9 +254,9 @@ impl Drop for Daemon {
             let _ = std::fs::remove_dir(group);
         }
         if std::thread::panicking() {
-            for mount in ["state/ns/layers", "state/ns"] {
-                let _ = Command::new("umount").arg("-l").arg(self.path(mount)).stderr(Stdio::null()).status();
-            }
+            let log = self.log();
+            residue::clear_network_since(&self.before, &self.bridge, |id| log.contains(id));
+            residue::unmount_below(self.directory.path());
         }
     }
 }

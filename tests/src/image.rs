@@ -119,6 +119,11 @@ impl Image {
         self.blobs.iter().map(Vec::as_slice)
     }
 
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.blobs.len() - 1
+    }
+
     pub fn manifest(&self) -> &[u8] {
         &self.manifest
     }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// What a container runtime could leave behind on a machine, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +64,39 @@ impl Residue {
     }
 }
 
+/// Removes what a failed test of a daemon with this bridge left of its network: the pins of namespaces that appeared
+/// since `before` and are its own, its links and its nftables table.
+pub fn clear_network_since(before: &Residue, bridge: &str, is_own_pod: impl Fn(&str) -> bool) {
+    let quietly = |program: &str, arguments: &[&str]| {
+        let _ = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    };
+    for pin in names("/run/netns").difference(&before.network_namespaces) {
+        if pin.strip_prefix("hull-").is_some_and(&is_own_pod) {
+            let path = format!("/run/netns/{pin}");
+            quietly("umount", &["-l", &path]);
+            let _ = fs::remove_file(path);
+        }
+    }
+    for link in names("/sys/class/net").difference(&before.links) {
+        let master = fs::read_link(format!("/sys/class/net/{link}/master")).unwrap_or_default();
+        if link == bridge || master.ends_with(bridge) {
+            quietly("ip", &["link", "delete", link]);
+        }
+    }
+    for family in ["inet", "ip", "ip6"] {
+        quietly("nft", &["delete", "table", family, bridge]);
+    }
+}
+
+/// Unmounts whatever is mounted below `directory`, the innermost first.
+pub fn unmount_below(directory: &Path) {
+    let table = lines("/proc/self/mountinfo");
+    let points = table.iter().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(directory)) {
+        let _ = Command::new("umount").args(["-l", point]).stderr(Stdio::null()).status();
+    }
+}
+
 /// Descendants of the test and everything that was reparented away from it: hull's programs, and whatever runs in a
 /// cgroup whose name says that a test made it.
 fn processes() -> BTreeSet<String> {
@@ -104,7 +138,7 @@ fn collect_cgroups(directory: &Path, depth: usize, found: &mut BTreeSet<String>)
 }
 
 fn nftables() -> BTreeSet<String> {
-    let Ok(output) = std::process::Command::new("nft").args(["list", "ruleset"]).output() else {
+    let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else {
         return BTreeSet::new();
     };
     String::from_utf8_lossy(&output.stdout)

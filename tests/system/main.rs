@@ -5,6 +5,7 @@ mod conformance;
 mod first_pod;
 mod hostile_images;
 mod isolation;
+mod loop_devices;
 mod mounts;
 mod namespaces;
 mod network;
