@@ -123,10 +123,10 @@ impl Daemon {
         let socket = self.socket();
         let deadline = std::time::Instant::now() + crate::patience(20);
         loop {
-            if let Ok(mut client) = connect(&socket).await.map(RuntimeServiceClient::new) {
-                if client.version(cri::VersionRequest::default()).await.is_ok() {
-                    return;
-                }
+            if let Ok(mut client) = connect(&socket).await.map(RuntimeServiceClient::new)
+                && client.version(cri::VersionRequest::default()).await.is_ok()
+            {
+                return;
             }
             let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
             assert!(

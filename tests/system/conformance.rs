@@ -135,16 +135,16 @@ async fn lists_are_filtered_and_labels_kept_exactly() {
     both.sort();
     assert_eq!(list(cri::ContainerFilter::default()).await, both);
     let state = Some(cri::ContainerStateValue { state: cri::ContainerState::ContainerRunning as i32 });
-    assert_eq!(list(cri::ContainerFilter { state, ..Default::default() }).await, [running.clone()]);
+    assert_eq!(list(cri::ContainerFilter { state, ..Default::default() }).await, [running.as_str()]);
     assert_eq!(
         list(cri::ContainerFilter { pod_sandbox_id: two.id.clone(), ..Default::default() }).await,
-        [ended.clone()]
+        [ended.as_str()]
     );
     let label_selector = [("container".to_owned(), "ended".to_owned())].into();
-    assert_eq!(list(cri::ContainerFilter { label_selector, ..Default::default() }).await, [ended.clone()]);
+    assert_eq!(list(cri::ContainerFilter { label_selector, ..Default::default() }).await, [ended.as_str()]);
     assert_eq!(
         list(cri::ContainerFilter { id: ended[..13].to_owned(), ..Default::default() }).await,
-        [ended.clone()]
+        [ended.as_str()]
     );
 
     let status = two.container(&ended).await;

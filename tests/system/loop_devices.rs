@@ -84,8 +84,7 @@ impl Drop for Tmpfs {
 /// How many loop devices have a file below `directory` behind them.
 fn loop_devices_below(directory: &Path) -> usize {
     let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
-    let files = devices.filter_map(|device| {
-        std::fs::read_to_string(device.path().join("loop/backing_file")).ok()
-    });
+    let files =
+        devices.filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
     files.filter(|file| Path::new(file.trim_end()).starts_with(directory)).count()
 }

@@ -25,12 +25,13 @@ async fn pods_on_the_builtin_network_reach_each_other_and_the_host() {
     for address in [network.ip.clone(), network.additional_ips[0].ip.clone()] {
         // Debian's busybox wget crashes when it is given a time limit, so the request is written by hand.
         let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} 8080");
-        let page = hull_tests::eventually(&format!("{address} answers"), hull_tests::patience(10), async || {
-            let answer = client.exec(&shell, &["/bin/sh", "-c", &request]).await;
-            let page = String::from_utf8_lossy(&answer.stdout).into_owned();
-            (!page.is_empty()).then_some(page)
-        })
-        .await;
+        let page =
+            hull_tests::eventually(&format!("{address} answers"), hull_tests::patience(10), async || {
+                let answer = client.exec(&shell, &["/bin/sh", "-c", &request]).await;
+                let page = String::from_utf8_lossy(&answer.stdout).into_owned();
+                (!page.is_empty()).then_some(page)
+            })
+            .await;
         assert!(page.ends_with("over the bridge\n"), "{address}: {page}");
     }
     assert!(client.shell(&shell, "ip addr show lo; ip route").await.contains("default"));

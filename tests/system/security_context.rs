@@ -35,7 +35,10 @@ async fn users_and_groups_are_exactly_those_asked_for() {
     // The image's own user, with the groups that the image's /etc/group gives
     let id = pod.start(container_config("image", &web, &sleep)).await;
     let seen = pod.shell(&id, "id; echo $HOME").await;
-    assert!(seen.starts_with("uid=1000(web) gid=1000(web) groups=") && seen.ends_with("\n/home/web\n"), "{seen}");
+    assert!(
+        seen.starts_with("uid=1000(web) gid=1000(web) groups=") && seen.ends_with("\n/home/web\n"),
+        "{seen}"
+    );
     let mut groups: Vec<&str> = seen.lines().next().unwrap().rsplit('=').next().unwrap().split(',').collect();
     groups.sort_unstable();
     assert_eq!(groups, ["1000(web)", "29(audio)", "44(video)"]);

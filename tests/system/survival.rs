@@ -139,14 +139,14 @@ async fn an_agent_killed_while_the_daemon_is_away_is_noticed_afterwards() {
 }
 
 /// From the verbose status: `info` is JSON with the agent's pid.
-async fn agent_of(daemon: &Daemon, sandbox: &str) -> i32 {
+pub(crate) async fn agent_of(daemon: &Daemon, sandbox: &str) -> i32 {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
     let info = daemon.runtime().await.pod_sandbox_status(request).await.unwrap().into_inner().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     i32::try_from(info["pid"].as_i64().expect("pid of the agent")).unwrap()
 }
 
-fn running(command: &str) -> bool {
+pub(crate) fn running(command: &str) -> bool {
     let Ok(entries) = std::fs::read_dir("/proc") else { return false };
     entries.flatten().any(|entry| {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
