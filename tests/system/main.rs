@@ -1,5 +1,7 @@
 //! Whole behaviour through the real socket: an independent CRI client, a real registry, a real kernel. Run as root.
 #![forbid(unsafe_code)]
+// What the tests share outside #[test] functions panics as they do: a test that cannot go on has failed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod conformance;
 mod first_pod;
