@@ -7,6 +7,7 @@ mod conformance;
 mod first_pod;
 mod hostile_images;
 mod isolation;
+mod kill_anywhere;
 mod loop_devices;
 mod mounts;
 mod namespaces;
