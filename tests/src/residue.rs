@@ -98,7 +98,8 @@ pub fn unmount_below(directory: &Path) {
 }
 
 /// Descendants of the test and everything that was reparented away from it: hull's programs, and whatever runs in a
-/// cgroup whose name says that a test made it.
+/// cgroup whose name says that a test made it. Not what is dead and waits for the machine's own init: orphans of a
+/// killed agent do, and some inits look after them only every few seconds.
 fn processes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for pid in names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
@@ -106,11 +107,20 @@ fn processes() -> BTreeSet<String> {
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let program = command.split(' ').next().unwrap_or("").rsplit('/').next().unwrap_or("");
+        if is_dead_child_of_init(&pid) {
+            continue;
+        }
         if program == "hull-agent" || program == "hulld" || group.contains("hull-e2e") {
             found.insert(format!("{pid} {command}"));
         }
     }
     found
+}
+
+/// proc(5), /proc/PID/stat: state and parent follow the name in parentheses.
+fn is_dead_child_of_init(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with("Z 1 "))
 }
 
 fn cgroups() -> BTreeSet<String> {
