@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use common::{Pod, is_alive, shell, until};
 use hull_agent::protocol::exit_record;
 use hull_agent::protocol::messages::{
-    CreateSandbox, Exec, Forget, PidMode, Resources, Signal, StartContainer, UpdateResources, error::Code,
-    event, request::Call, response::Outcome, user,
+    CreateSandbox, Exec, Forget, PidMode, Resources, Signal, StartContainer, StopExec, UpdateResources,
+    error::Code, event, request::Call, response::Outcome, user,
 };
 
 #[test]
@@ -323,4 +323,24 @@ fn a_stop_kills_everything_answers_and_leaves_no_cgroup() {
         exit_record::list(state.as_fd()).unwrap().into_iter().map(|record| record.exit_code).collect();
     codes.dedup();
     assert!(codes.is_empty() || codes == [137], "the directory may be gone with the test's own: {codes:?}");
+}
+
+#[test]
+fn an_exec_whose_caller_has_gone_can_be_stopped_with_all_it_started() {
+    let mut pod = Pod::new();
+    pod.run("main", "sleep 1000");
+    let process = Some(shell("sleep 1000 & sleep 1000; true"));
+    let exec = Exec { container_id: "main".into(), process, inherit: true, ..Exec::default() };
+    let request = pod.client.send(Some(Call::Exec(exec)), &[]);
+    until("it runs", || pod.leaf("main").processes().unwrap().len() == 4);
+    // Another request's number, and another connection, stop nothing.
+    pod.client.done(Call::StopExec(StopExec { exec_request: request + 1000 }), &[]);
+    pod.connect().done(Call::StopExec(StopExec { exec_request: request }), &[]);
+    assert_eq!(pod.leaf("main").processes().unwrap().len(), 4);
+    pod.client.done(Call::StopExec(StopExec { exec_request: request }), &[]);
+    let Outcome::ExecEnded(ended) = pod.client.response(request) else { panic!() };
+    assert_eq!((ended.exit_code, ended.timed_out), (137, false));
+    until("only the container's own is left", || pod.leaf("main").processes().unwrap().len() == 1);
+    pod.client.done(Call::StopExec(StopExec { exec_request: request }), &[]);
+    pod.stop();
 }

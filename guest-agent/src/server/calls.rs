@@ -44,6 +44,10 @@ impl Server {
             Some(Call::State(_)) => Ok(Outcome::State(self.state())),
             Some(Call::Forget(call)) => self.forget(&call).map(done),
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
+            Some(Call::StopExec(call)) => {
+                self.stop_exec(connection, call.exec_request);
+                Ok(done(()))
+            }
             Some(Call::StopSandbox(_)) => return self.begin_stop(Some((connection, id))),
         };
         let started = started.filter(|_| answer.is_ok());

@@ -63,6 +63,15 @@ impl ExecProcess {
             Life::Showing { .. } => None,
         }
     }
+
+    /// Kills the process, and its children as far as they stayed in its group: they may hold the caller's pipes open.
+    fn kill(&self) {
+        if let Some((pid, pidfd)) = self.running() {
+            // Neither can hit another process: the child was not waited for yet.
+            let _ = process::kill_group_of(pid);
+            let _ = process::pidfd_send_signal(pidfd, super::SIGKILL);
+        }
+    }
 }
 
 impl Server {
@@ -145,13 +154,10 @@ impl Server {
                 continue;
             }
             match &mut exec.life {
-                Life::Running { pid, pidfd, kill_at } => {
+                Life::Running { kill_at, .. } => {
                     *kill_at = None;
                     exec.timed_out = true;
-                    // Its children too, as far as they stayed in its group: they may hold the caller's pipes open.
-                    // Neither can hit another process: the child was not waited for yet.
-                    let _ = process::kill_group_of(*pid);
-                    let _ = process::pidfd_send_signal(pidfd.as_fd(), super::SIGKILL);
+                    exec.kill();
                 }
                 Life::Showing { look_at, give_up, .. } => {
                     let slow = exec.relay.as_ref().is_some_and(TerminalRelay::waits_for_reader);
@@ -162,6 +168,14 @@ impl Server {
                     }
                 }
             }
+        }
+    }
+
+    /// Kills the exec that this request started; one that has ended needs nothing.
+    pub(super) fn stop_exec(&self, connection: u32, request: u64) {
+        let is_it = |exec: &&ExecProcess| exec.connection == connection && exec.request == request;
+        if let Some(exec) = self.execs.iter().find(is_it) {
+            exec.kill();
         }
     }
 
