@@ -50,7 +50,6 @@ fn status(record: &ContainerRecord) -> ContainerStatus {
             break;
         }
     }
-    let image_ref = if facts.repo_digest.is_empty() { facts.id.clone() } else { facts.repo_digest.clone() };
     let user = record.user.as_ref().map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: user.uid.into(),
@@ -71,7 +70,8 @@ fn status(record: &ContainerRecord) -> ContainerStatus {
         finished_at: record.finished_at,
         exit_code: record.exit_code,
         image: Some(image),
-        image_ref,
+        // The id as ListImages tells it: by this kubelet knows which images are in use.
+        image_ref: facts.id.clone(),
         reason: record.reason.clone(),
         message: record.message.clone(),
         labels: config.labels,
@@ -112,7 +112,7 @@ mod tests {
     use crate::store::record::{ImageFacts, RunningUser};
 
     #[test]
-    fn a_status_tells_the_image_by_tag_and_digest_and_the_user_by_number() {
+    fn a_status_tells_the_image_by_tag_and_id_and_the_user_by_number() {
         let image = ImageFacts {
             id: "sha256:1".into(),
             repo_tag: "docker.io/library/busybox:latest".into(),
@@ -130,10 +130,7 @@ mod tests {
         };
         let status = status(&record);
         assert_eq!(status.image.as_ref().unwrap().image, "docker.io/library/busybox:latest");
-        assert_eq!(
-            (status.image_ref.as_str(), status.image_id.as_str()),
-            ("docker.io/library/busybox@sha256:2", "sha256:1")
-        );
+        assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), ("sha256:1", "sha256:1"));
         assert_eq!(status.stop_signal(), Signal::Sigquit);
         assert_eq!(status.state(), ContainerState::ContainerRunning);
         assert_eq!(status.user.unwrap().linux.unwrap().supplemental_groups, [5, 6]);

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use hull_images::Image;
+use hull_images::{Image, LayerHold, Reference};
 
 use super::names::Claim;
 use super::objects::{Container, Pod, container_key};
@@ -69,8 +69,7 @@ impl Runtime {
     ) -> Result<String> {
         let _order = pod.order.read().await;
         pod.ready_agent()?;
-        let image = self.image_of(&config)?;
-        let layers = self.images.hold(&image.layers);
+        let (image, layers) = self.image_of(&config)?;
         let id = super::run_pod_sandbox::new_id()?;
         let volumes = mounts::volumes(&image.config.volumes, &config.mounts)?;
         let log_path = container::log_path(&config, &pod_config);
@@ -98,8 +97,10 @@ impl Runtime {
         };
         self.check_target(pod, &record)?;
 
-        self.store.containers.put(&record)?;
-        if let Err(error) = self.make_directories(&directory, &record.volumes, &image).await {
+        // The record comes last: killed before it, hulld sweeps the directory as one that nobody knows; with a record,
+        // a repeated request would be given a container whose volumes are half filled.
+        let made = self.make_directories(&directory, &record.volumes, &image).await;
+        if let Err(error) = made.and_then(|()| Ok(self.store.containers.put(&record)?)) {
             self.discard(&id).await;
             return Err(error);
         }
@@ -107,12 +108,20 @@ impl Runtime {
         Ok(id)
     }
 
-    fn image_of(&self, config: &ContainerConfig) -> Result<Image> {
+    /// The container's image, its layers held.
+    fn image_of(&self, config: &ContainerConfig) -> Result<(Image, LayerHold)> {
         let name = config.image.as_ref().map_or("", |image| image.image.as_str());
         if name.is_empty() {
             return Err(Error::Invalid("the container config names no image".into()));
         }
-        self.images.find(name)?.ok_or_else(|| Error::NotFound { what: "image", id: name.to_owned() })
+        let missing = || Error::NotFound { what: "image", id: name.to_owned() };
+        let image = self.images.find(name)?.ok_or_else(missing)?;
+        let layers = self.images.hold(&image.layers);
+        // Removed before its layers were held, it may have lost them.
+        if self.images.find(&image.id)?.is_none() {
+            return Err(missing());
+        }
+        Ok((image, layers))
     }
 
     /// A debug container joins the processes of a container of its own pod that runs.
@@ -168,8 +177,10 @@ impl Runtime {
 }
 
 fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
-    let asked = config.image.as_ref().map_or("", |spec| spec.user_specified_image.as_str());
-    let tag = image.repo_tags.iter().find(|tag| *tag == asked).or(image.repo_tags.first());
+    // As people write it (`busybox`); tags are in their long form.
+    let asked = config.image.as_ref().and_then(|spec| spec.user_specified_image.parse::<Reference>().ok());
+    let asked = asked.map(|reference| reference.to_string()).unwrap_or_default();
+    let tag = image.repo_tags.iter().find(|tag| **tag == asked).or(image.repo_tags.first());
     ImageFacts {
         id: image.id.clone(),
         layers: image.layers.iter().map(ToString::to_string).collect(),

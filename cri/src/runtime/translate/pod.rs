@@ -67,10 +67,15 @@ pub fn check(config: &PodSandboxConfig) -> Result<PodSandboxMetadata, Error> {
     if metadata.name.is_empty() {
         return Err(invalid("the pod's metadata has no name"));
     }
-    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
-        return Err(invalid(format!("the log directory {:?} is not absolute", config.log_directory)));
+    let log_directory = &config.log_directory;
+    if !log_directory.is_empty()
+        && (!log_directory.starts_with('/') || log_directory.split('/').any(|part| part == ".."))
+    {
+        return Err(invalid(format!(
+            "the log directory {log_directory:?} is not an absolute path without \"..\""
+        )));
     }
-    check_text("the log directory", &config.log_directory)?;
+    check_text("the log directory", log_directory)?;
     etc::check_hostname(&config.hostname)?;
     namespaces(config)?;
     if let Some(profile) = security(config).seccomp.as_ref() {
@@ -99,7 +104,8 @@ pub fn cgroup(config: &PodSandboxConfig, default: &str, id: &str) -> Result<(Str
         let levels = path.split('/').filter(|part| !part.is_empty()).count() as u32;
         return Ok((path, levels));
     }
-    if asked.ends_with(".slice") && !asked.contains('/') {
+    // `a-b.slice`, `/a.slice/a-b.slice` and `a-b.slice:prefix:name`: as paths they would be other groups than are meant.
+    if asked.split(['/', ':']).any(|part| part.ends_with(".slice")) {
         return Err(invalid(format!(
             "the cgroup parent {asked:?} is a systemd slice; hull uses the cgroupfs driver (kubelet: cgroupDriver)"
         )));
@@ -276,7 +282,8 @@ mod tests {
         check(&good).unwrap();
         assert!(check(&PodSandboxConfig { metadata: None, ..good.clone() }).is_err());
         assert!(check(&PodSandboxConfig { hostname: "a\nb".into(), ..good.clone() }).is_err());
-        assert!(check(&PodSandboxConfig { log_directory: "logs".into(), ..good }).is_err());
+        assert!(check(&PodSandboxConfig { log_directory: "logs".into(), ..good.clone() }).is_err());
+        assert!(check(&PodSandboxConfig { log_directory: "/var/log/../lib".into(), ..good }).is_err());
     }
 
     #[test]
@@ -288,7 +295,13 @@ mod tests {
             cgroup(&asked, "/hull", "id")
         };
         assert_eq!(parent("/kubepods/pod1/").unwrap(), ("/kubepods/pod1".into(), 0));
-        assert!(parent("kubepods-pod1.slice").is_err());
+        for slice in [
+            "kubepods-pod1.slice",
+            "/kubepods.slice/kubepods-pod1.slice",
+            "kubepods-pod1.slice:cri-containerd:c1",
+        ] {
+            assert!(parent(slice).unwrap_err().to_string().contains("systemd slice"), "{slice}");
+        }
         assert!(parent("/a/../b").is_err());
     }
 
