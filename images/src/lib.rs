@@ -21,7 +21,7 @@ pub mod registry;
 pub mod store;
 
 pub use digest::Digest;
-pub use image::{Image, ImageConfig};
+pub use image::{Image, ImageConfig, UpperDirectory, make_upper_directories};
 pub use layer::LayerId;
 pub use mounts::MountError;
 pub use reference::{Reference, ReferenceError};

@@ -95,7 +95,7 @@ def plain():
 case("wrong-digest", [plain()], blobs={0: gzip.compress(b"other" * 100, mtime=0)}, say=["digest"])
 case("truncated-blob", [plain() + b"\0" * 100000], blobs={0: gzip.compress(b"x" * 10000)[:20]})
 case("wrong-size", [plain()], sizes={0: 7}, say=["size"])
-case("wrong-diffid", [plain()], diff_ids=["sha256:" + "0" * 64], say=["uncompressed"])
+case("wrong-diffid", [plain()], diff_ids=["sha256:" + "0" * 64], say=["diffID"])
 case("too-few-diffids", [plain(), plain()], diff_ids=[digest(b"one")])
 case("not-gzip", [plain()], blobs={0: b"this is no gzip stream at all"}, say=[])
 case("unknown-compression", [plain()], media={0: LAYER + "+brotli"}, say=["brotli"])

@@ -1,8 +1,10 @@
 //! Images as the index knows them.
 
 mod config;
+mod upper;
 
 pub use config::{ConfigError, ImageConfig, MAX_CONFIG, MAX_LAYERS};
+pub use upper::{UpperDirectory, make_upper_directories};
 
 use crate::layer::LayerId;
 
@@ -19,8 +21,12 @@ pub struct Image {
     /// Bytes on this node's disk: the EROFS files of the layers (a layer used twice counts once) plus the stored
     /// manifest and configuration. Layers shared with other images count in each of them.
     pub size: u64,
-    /// The layers, lowest first.
+    /// The layers that a container mounts, lowest first. Layers below one that hides all of them (an opaque mark in its
+    /// root, which overlayfs ignores) are not among them; `config.diff_ids` has all.
     pub layers: Vec<LayerId>,
+    /// Directories that must be made in a container's writable directory, by [`make_upper_directories`], before it is
+    /// mounted over `layers`: parents before children, the root first (with an empty path). Empty for nearly all images.
+    pub upper_directories: Vec<UpperDirectory>,
     /// What the image says about its processes.
     pub config: ImageConfig,
     /// Whether the image is exempt from the kubelet's garbage collection.

@@ -24,6 +24,10 @@ pub struct Converted {
     /// Whether the layer hides everything in the layers below it (a `.wh..wh..opq` in its root). Overlayfs ignores the
     /// mark on a root, so whoever mounts must leave the lower layers out.
     pub opaque_root: bool,
+    /// Directories that the archive has entries in but does not name, shallow ones first, relative to the root. In a
+    /// container they must look as a lower layer has them. At most 16,384 and 1 MiB of paths; deeper ones beyond that
+    /// are left out.
+    pub implied_directories: Vec<Vec<u8>>,
 }
 
 /// Converts a tar archive to an EROFS image, in one pass and in bounded memory.
@@ -43,6 +47,7 @@ pub(super) struct Written<'f> {
     entries: u64,
     content: u64,
     opaque_root: bool,
+    implied_directories: Vec<Vec<u8>>,
 }
 
 /// Everything that does not need the digest.
@@ -56,16 +61,17 @@ pub(super) fn write<'f>(
     let mut layer = Layer::new(ImageWriter::new(out), limits);
     layer.read(&mut reader)?;
     let (content, opaque_root) = (layer.content, layer.hides_all_lower());
-    Ok(Written { unsealed: layer.finish()?, entries: reader.entries(), content, opaque_root })
+    let (unsealed, implied_directories) = layer.finish()?;
+    Ok(Written { unsealed, entries: reader.entries(), content, opaque_root, implied_directories })
 }
 
 impl Written<'_> {
     /// Makes the file a file system. Its UUID comes from the diffID: the same layer gives the same bytes.
     pub(super) fn seal(self, diff_id: LayerId) -> Result<Converted, LayerError> {
-        let Self { unsealed, entries, content, opaque_root } = self;
+        let Self { unsealed, entries, content, opaque_root, implied_directories } = self;
         let size = unsealed.size;
         unsealed.seal(uuid(&diff_id))?;
-        Ok(Converted { diff_id, size, entries, content, opaque_root })
+        Ok(Converted { diff_id, size, entries, content, opaque_root, implied_directories })
     }
 }
 

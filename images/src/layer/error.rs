@@ -35,7 +35,7 @@ pub enum LayerError {
         expected: u64,
     },
     /// The uncompressed bytes are not those that the image configuration names.
-    #[error("the uncompressed layer has digest {actual}, the image configuration says {expected}")]
+    #[error("the uncompressed layer has the digest {actual}, the image configuration says diffID {expected}")]
     DiffIdMismatch {
         /// What the image configuration says.
         expected: String,

@@ -8,17 +8,25 @@ use super::error::{EntryProblem, LayerError, printable};
 use super::links::PendingLink;
 use super::tree::{Children, HIDES_LOWER, LINKED, NodeId, NodeKind, ROOT, Tree};
 
+// Of implied directories that are told of: what layers of real images imply is a handful.
+const MAX_IMPLIED: usize = 1 << 14;
+const MAX_IMPLIED_BYTES: usize = 1 << 20;
+const MAX_IMPLIED_PATH: usize = 4096;
+
 impl<'f> Layer<'f, '_> {
-    /// Writes everything but the super block.
-    pub(super) fn finish(mut self) -> Result<Unsealed<'f>, LayerError> {
+    /// Writes everything but the super block. Tells the implied directories too, see
+    /// [`Converted`](super::convert::Converted).
+    pub(super) fn finish(mut self) -> Result<(Unsealed<'f>, Vec<Vec<u8>>), LayerError> {
         self.resolve_pending()?;
         let (mut tree, children) = self.tree.into_children();
         let mut image = self.image;
         let order = reachable_directories(&tree, &children);
+        let implied = implied_directories(&tree, &order);
         let whiteout = place_whiteouts(&mut image, &mut tree, &children, &order)?;
         image.close_inodes()?;
         let inodes = count_links(&image, &tree, &children, &order, whiteout)?;
-        write_directories(image, tree, &children, &order)?.finish(inodes)
+        let unsealed = write_directories(image, tree, &children, &order)?.finish(inodes)?;
+        Ok((unsealed, implied))
     }
 
     // Links whose target came after them, or that link to such links. Each round resolves one more step of a chain.
@@ -66,6 +74,38 @@ fn reachable_directories(tree: &Tree, children: &Children) -> Vec<NodeId> {
         order.extend(entries.iter().filter(|node| tree.kind(**node) == NodeKind::Directory));
     }
     order
+}
+
+// Those that hide what is below cannot look like it.
+fn implied_directories(tree: &Tree, order: &[NodeId]) -> Vec<Vec<u8>> {
+    let is_implied = |node: &&NodeId| tree.inode(**node) == 0 && !tree.has(**node, HIDES_LOWER);
+    let mut paths = Vec::new();
+    let mut bytes = 0;
+    for node in order.iter().skip(1).filter(is_implied) {
+        let Some(path) = path_of(tree, *node) else { continue };
+        bytes += path.len();
+        if paths.len() == MAX_IMPLIED || bytes > MAX_IMPLIED_BYTES {
+            break;
+        }
+        paths.push(path);
+    }
+    paths
+}
+
+// None if no system call would take it.
+fn path_of(tree: &Tree, mut node: NodeId) -> Option<Vec<u8>> {
+    let mut names = Vec::new();
+    let mut length = 0;
+    while node != ROOT {
+        names.push(tree.name(node));
+        length += tree.name(node).len() + 1;
+        if length > MAX_IMPLIED_PATH {
+            return None;
+        }
+        node = tree.parent(node);
+    }
+    names.reverse();
+    Some(names.join(&b'/'))
 }
 
 // All whiteouts are one device with many names, as overlayfs makes them itself.

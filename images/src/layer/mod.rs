@@ -14,6 +14,8 @@
 //! - Whiteouts (`.wh.NAME`, or a character device 0:0) hide lower layers only, whether they come before or after what this
 //!   layer has under the name; a directory that is hidden and present is opaque.
 //! - A hard link takes its target's attributes, as with every extraction; it may come before its target.
+//! - A directory that has entries here and is not named itself is reported ([`Converted::implied_directories`]), so that
+//!   containers can show it as the layers below do ([`stack`]).
 //! - Extended attributes are kept by an allow-list, see [`xattr`].
 
 mod apply;
@@ -27,6 +29,7 @@ mod ingest;
 mod limits;
 mod links;
 mod path;
+mod stack;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -39,3 +42,6 @@ pub use error::{EntryProblem, LayerError};
 pub use id::{InvalidLayerId, LayerId};
 pub use ingest::{BlobExpectation, ingest};
 pub use limits::Limits;
+
+pub(crate) use erofs::ImageReader;
+pub(crate) use stack::{StackLayer, upper_directories};

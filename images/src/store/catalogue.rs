@@ -8,6 +8,7 @@ use crate::reference::Reference;
 
 use super::error::StoreError;
 use super::index::{Change, ImageRecord, LayerRecord};
+use super::stack::mounted;
 
 /// One image with the names that point at it.
 pub(super) struct Entry {
@@ -32,12 +33,14 @@ impl Catalogue {
         let distinct: BTreeSet<&LayerId> = entry.record.layers.iter().collect();
         let layers_size: u64 =
             distinct.iter().filter_map(|id| self.layers.get(*id)).map(|layer| layer.size).sum();
+        let is_opaque = |id: &LayerId| self.layers.get(id).is_some_and(|layer| layer.opaque_root);
         Some(Image {
             id: id.to_owned(),
             repo_tags,
             repo_digests,
             size: layers_size + entry.record.documents_size,
-            layers: entry.record.layers.clone(),
+            layers: mounted(&entry.record.layers, is_opaque).to_vec(),
+            upper_directories: entry.record.upper_directories.clone(),
             config: entry.config.clone(),
             pinned: entry.record.pinned,
             pulled_at: entry.record.pulled_at,

@@ -95,6 +95,11 @@ impl Files {
         fs::remove_file(self.images.join("reserve")).is_ok()
     }
 
+    /// The directory of all layer files.
+    pub(super) fn layers(&self) -> &Path {
+        &self.layers
+    }
+
     /// The file of a committed layer.
     pub(super) fn layer(&self, id: &LayerId) -> PathBuf {
         self.layers.join(format!("{}.erofs", id.hex()))

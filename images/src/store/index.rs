@@ -7,6 +7,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTran
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::image::UpperDirectory;
 use crate::layer::LayerId;
 
 use super::error::StoreError;
@@ -19,6 +20,8 @@ const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
 /// Digest → the exact bytes of an index, manifest or configuration.
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
+/// Layer id → the directories that the layer implies, separated by NUL bytes. Only for layers that imply any.
+const IMPLIED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("implied");
 /// Facts about the index itself.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Key in [`META`]: the format of all records.
@@ -40,6 +43,9 @@ pub(super) struct ImageRecord {
     pub(super) pinned: bool,
     /// Nanoseconds since the epoch at the first pull.
     pub(super) pulled_at: i64,
+    /// What containers need in their writable directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) upper_directories: Vec<UpperDirectory>,
 }
 
 /// What the index keeps of one layer file.
@@ -51,6 +57,12 @@ pub(super) struct LayerRecord {
     pub(super) entries: u64,
     /// Sum of the sizes of its regular files.
     pub(super) content: u64,
+    /// Hides all layers below it.
+    #[serde(default)]
+    pub(super) opaque_root: bool,
+    /// How many directories it implies ([`Change::put_implied`] has them).
+    #[serde(default)]
+    pub(super) implied: u64,
 }
 
 /// Everything that the index says, read once at start.
@@ -67,6 +79,8 @@ pub(super) struct Change {
     pub(super) put_images: Vec<(String, ImageRecord)>,
     pub(super) put_names: Vec<(String, String)>,
     pub(super) put_layers: Vec<(LayerId, LayerRecord)>,
+    /// Directories that a layer implies.
+    pub(super) put_implied: Vec<(LayerId, Vec<Vec<u8>>)>,
     pub(super) put_blobs: Vec<(Digest, bytes::Bytes)>,
     pub(super) delete_images: Vec<String>,
     pub(super) delete_names: Vec<String>,
@@ -124,6 +138,14 @@ impl Index {
                 layers
                     .iter()
                     .try_for_each(|(id, record)| table.insert(id.as_str(), record.as_slice()).map(drop))?;
+                let mut table = transaction.open_table(IMPLIED)?;
+                change
+                    .delete_layers
+                    .iter()
+                    .try_for_each(|id| table.remove(id.to_string().as_str()).map(drop))?;
+                change.put_implied.iter().try_for_each(|(id, paths)| {
+                    table.insert(id.to_string().as_str(), paths.join(&0).as_slice()).map(drop)
+                })?;
                 let mut table = transaction.open_table(BLOBS)?;
                 change.delete_blobs.iter().try_for_each(|digest| table.remove(digest.as_str()).map(drop))?;
                 change.put_blobs.iter().try_for_each(|(digest, bytes)| {
@@ -140,6 +162,16 @@ impl Index {
             let table = database.begin_read()?.open_table(BLOBS)?;
             Ok(table.get(digest)?.map(|value| value.value().to_vec()))
         })
+    }
+
+    /// The directories that a layer implies.
+    pub(super) fn implied(&self, layer: &LayerId) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.with_database("read", |database| {
+            let table = database.begin_read()?.open_table(IMPLIED)?;
+            let paths = table.get(layer.to_string().as_str())?;
+            Ok(paths.map(|paths| paths.value().split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()))
+        })
+        .map(Option::unwrap_or_default)
     }
 
     fn read(&self) -> Result<Contents, StoreError> {
@@ -218,6 +250,7 @@ fn create_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     transaction.open_table(IMAGES)?;
     transaction.open_table(NAMES)?;
     transaction.open_table(LAYERS)?;
+    transaction.open_table(IMPLIED)?;
     transaction.open_table(BLOBS)?;
     let mut meta = transaction.open_table(META)?;
     if meta.get(FORMAT_KEY)?.is_none() {

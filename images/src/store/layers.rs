@@ -125,8 +125,8 @@ impl ImageStore {
         drop(sender);
         let converted = conversion.await.map_err(|_| LayerFailure::Cancelled)?;
         match (converted, download) {
-            (Ok((record, temporary)), _) => {
-                let staged = Arc::new(Staged::new(layer, record, temporary));
+            (Ok((record, implied, temporary)), _) => {
+                let staged = Arc::new(Staged::new(layer, record, implied, temporary));
                 self.staged.insert(&staged);
                 Ok(staged)
             }
@@ -145,20 +145,26 @@ enum Unstaged {
     Sync(io::Error),
 }
 
-/// The blocking half: converts into the file and makes it durable. On failure the file is deleted by dropping it.
+/// The blocking half: converts into the file and makes it durable. Tells the directories that the layer implies too. On failure the file is deleted by dropping it.
 fn stage(
     reader: ChunkReader,
     expectation: &BlobExpectation,
     file: File,
     temporary: Temporary,
-) -> Result<(LayerRecord, Temporary), Unstaged> {
+) -> Result<(LayerRecord, Vec<Vec<u8>>, Temporary), Unstaged> {
     let converted =
         layer::ingest(reader, expectation, &file, &Limits::default()).map_err(Unstaged::Content)?;
     file.sync_all().map_err(Unstaged::Sync)?;
     // Mounts read the file directly into their own cache; its pages here would only be a second copy.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let record = LayerRecord { size: converted.size, entries: converted.entries, content: converted.content };
-    Ok((record, temporary))
+    let record = LayerRecord {
+        size: converted.size,
+        entries: converted.entries,
+        content: converted.content,
+        opaque_root: converted.opaque_root,
+        implied: converted.implied_directories.len() as u64,
+    };
+    Ok((record, converted.implied_directories, temporary))
 }
 
 /// Tells the board of arriving bytes until it is dropped.

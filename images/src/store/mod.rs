@@ -15,6 +15,7 @@ mod index;
 mod layers;
 mod progress;
 mod pull;
+mod stack;
 mod staged;
 
 use std::collections::BTreeMap;

@@ -262,7 +262,11 @@ impl ImageStore {
             staged.publish()?;
             published.push(staged);
             change.put_layers.push((staged.layer.clone(), staged.record));
+            if !staged.implied.is_empty() {
+                change.put_implied.push((staged.layer.clone(), staged.implied.clone()));
+            }
         }
+        self.add_upper_directories(&mut change)?;
         if !published.is_empty() {
             self.files.sync_layers()?;
         }
@@ -283,6 +287,7 @@ impl ImageStore {
                 documents_size: ready.config.raw.len() as u64,
                 pinned: false,
                 pulled_at: now(),
+                upper_directories: Vec::new(),
             },
         };
         let mut put_blobs = vec![(resolved.manifest.config.digest.clone(), ready.config.raw.clone())];

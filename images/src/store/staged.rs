@@ -13,12 +13,14 @@ use super::index::LayerRecord;
 pub(super) struct Staged {
     pub(super) layer: LayerId,
     pub(super) record: LayerRecord,
+    /// Directories that the layer implies.
+    pub(super) implied: Vec<Vec<u8>>,
     file: Mutex<Temporary>,
 }
 
 impl Staged {
-    pub(super) fn new(layer: LayerId, record: LayerRecord, file: Temporary) -> Self {
-        Self { layer, record, file: Mutex::new(file) }
+    pub(super) fn new(layer: LayerId, record: LayerRecord, implied: Vec<Vec<u8>>, file: Temporary) -> Self {
+        Self { layer, record, implied, file: Mutex::new(file) }
     }
 
     /// Gives the file its final name. The caller holds the writer lock and has seen that the index lacks the layer.

@@ -40,6 +40,21 @@ impl Layer {
         Self::of_tar(&tar.into_inner().unwrap(), packing)
     }
 
+    /// A layer of directories: path, mode, and owner and group in one.
+    pub(crate) fn with_directories(directories: &[(&str, u32, u64)]) -> Self {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, mode, owner) in directories {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_size(0);
+            header.set_mode(*mode);
+            header.set_uid(*owner);
+            header.set_gid(*owner);
+            tar.append_data(&mut header, path, &[][..]).unwrap();
+        }
+        Self::of_tar(&tar.into_inner().unwrap(), Packing::Gzip)
+    }
+
     pub(crate) fn of_tar(tar: &[u8], packing: Packing) -> Self {
         let (blob, media_type) = match packing {
             Packing::Plain => (tar.to_vec(), "application/vnd.oci.image.layer.v1.tar"),

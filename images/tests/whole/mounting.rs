@@ -1,10 +1,15 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use hull_images::{Image, ImageStore, MountError};
+use hull_images::{Image, ImageStore, MountError, make_upper_directories};
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 
 use crate::image::{Layer, Packing, TestImage};
 use crate::server::Server;
@@ -135,6 +140,109 @@ fn many_at_once_mount_each_layer_once() {
         });
         assert_eq!(devices.lock().unwrap().len(), 2);
         test.store.release_mounts().unwrap();
+    });
+}
+
+/// A container's root: the image's layers under a writable directory, mounted at the test's `merged`.
+fn container_root(test: &TestStore, image: &Image) -> PathBuf {
+    let place = test.directory.path();
+    let (writable, merged) = (place.join("writable"), place.join("merged"));
+    for directory in [&writable, &writable.join("work"), &merged] {
+        fs::create_dir(directory).unwrap();
+    }
+    make_upper_directories(fs::File::open(&writable).unwrap().as_fd(), &image.upper_directories).unwrap();
+    let _ = fs::create_dir(writable.join("upper"));
+    let trees = test.store.layer_trees(&image.layers).unwrap();
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    for (number, tree) in trees.iter().enumerate().rev() {
+        let layer = place.join(format!("layer-{number}"));
+        fs::create_dir(&layer).unwrap();
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(tree.as_fd(), "", rustix::fs::CWD, &layer, flags).unwrap();
+        fsconfig_set_string(overlay.as_fd(), "lowerdir+", &layer).unwrap();
+    }
+    fsconfig_set_string(overlay.as_fd(), "upperdir", writable.join("upper")).unwrap();
+    fsconfig_set_string(overlay.as_fd(), "workdir", writable.join("work")).unwrap();
+    fsconfig_create(overlay.as_fd()).unwrap();
+    let mount = fsmount(overlay.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, &merged, flags).unwrap();
+    merged
+}
+
+/// Takes all mounts of a test away again.
+fn take_down(test: &TestStore, image: &Image) {
+    let place = test.directory.path();
+    rustix::mount::unmount(place.join("merged"), UnmountFlags::DETACH).unwrap();
+    for number in 0..image.layers.len() {
+        rustix::mount::unmount(place.join(format!("layer-{number}")), UnmountFlags::DETACH).unwrap();
+    }
+    test.store.release_mounts().unwrap();
+}
+
+fn attributes(path: &Path) -> (u32, u32, u32) {
+    let found = fs::symlink_metadata(path).unwrap();
+    (found.mode() & 0o7777, found.uid(), found.gid())
+}
+
+#[test]
+fn directories_that_a_layer_only_implies_look_as_the_layers_below_have_them() {
+    in_own_mounts(|| async {
+        let test = TestStore::new();
+        let lower =
+            Layer::with_directories(&[("tmp", 0o1777, 0), ("srv", 0o750, 1000), ("srv/www", 0o2775, 33)]);
+        let upper = [("tmp/x", &b"1"[..]), ("srv/www/index", b"2"), ("new/file", b"3")];
+        let image = TestImage::new(vec![lower.clone(), Layer::new(&upper, Packing::Gzip)]);
+        // The same layers in another order and the lower one alone: nothing is lost there.
+        let swapped = TestImage::new(vec![image.layers[1].clone(), image.layers[0].clone()]);
+        let alone = TestImage::new(vec![lower]);
+        let images = [("app:1", &image), ("swapped:1", &swapped), ("alone:1", &alone)];
+        let server = Server::start(&images, |_| None).await;
+        for name in ["swapped", "alone"] {
+            let pulled = test.pull(&format!("{}/{name}:1", server.host())).await.unwrap();
+            assert_eq!(pulled.upper_directories, []);
+        }
+        // Its layers are here already, so what they imply comes from the index, also after a restart.
+        let test = test.reopen();
+        let pulled = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+        let test = test.reopen();
+        let image = test.store.find(&pulled.id).unwrap().unwrap();
+        assert_eq!(image, pulled);
+        let root = container_root(&test, &image);
+        assert_eq!(attributes(&root.join("tmp")), (0o1777, 0, 0));
+        assert_eq!(attributes(&root.join("srv")), (0o750, 1000, 1000));
+        assert_eq!(attributes(&root.join("srv/www")), (0o2775, 33, 33));
+        assert_eq!(attributes(&root.join("new")), (0o755, 0, 0));
+        assert_eq!(attributes(&root), (0o755, 0, 0));
+        assert_eq!(fs::read(root.join("srv/www/index")).unwrap(), b"2", "lower entries show through");
+        fs::write(root.join("tmp/written"), "4").unwrap();
+        take_down(&test, &image);
+    });
+}
+
+#[test]
+fn nothing_shows_from_below_a_layer_with_an_opaque_root() {
+    in_own_mounts(|| async {
+        let test = TestStore::new();
+        let layers = vec![
+            Layer::new(&[("secret", b"0"), ("tmp/x", b"0")], Packing::Gzip),
+            Layer::new(&[(".wh..wh..opq", b""), ("middle", b"1"), ("tmp/y", b"1")], Packing::Gzip),
+            Layer::new(&[("upper", b"2"), ("tmp/z", b"2")], Packing::Gzip),
+        ];
+        let image = TestImage::new(layers);
+        let server = Server::start(&[("app:1", &image)], |_| None).await;
+        let pulled = test.pull(&format!("{}/app:1", server.host())).await.unwrap();
+        let test = test.reopen();
+        let image = test.store.find(&pulled.id).unwrap().unwrap();
+        assert_eq!(image, pulled);
+        assert_eq!(image.layers, image.config.diff_ids[1..]);
+        assert_eq!(test.layer_files().len(), 3, "all layers stay with the image");
+        let root = container_root(&test, &image);
+        assert_eq!(crate::files(&root), ["middle", "tmp", "upper"]);
+        assert_eq!(crate::files(&root.join("tmp")), ["y", "z"]);
+        take_down(&test, &image);
+        test.store.remove(&image.id).unwrap();
+        test.assert_nothing_left();
     });
 }
 

@@ -22,6 +22,8 @@ const FEATURE_CHECKSUM: u32 = 1;
 const FEATURE_MTIME: u32 = 2;
 const NLINK_OFFSET: u64 = 44;
 
+/// The type bits of a mode.
+pub(crate) const S_IFMT: u16 = 0o170_000;
 pub(crate) const S_IFDIR: u16 = 0o040_000;
 pub(crate) const S_IFCHR: u16 = 0o020_000;
 pub(crate) const S_IFBLK: u16 = 0o060_000;
@@ -120,7 +122,7 @@ pub(crate) fn encode_device(major: u32, minor: u32) -> u32 {
 
 /// The type in a directory entry (`FT_*`), from an inode's mode.
 pub(crate) fn file_type(mode: u16) -> u8 {
-    match mode & 0o170_000 {
+    match mode & S_IFMT {
         S_IFREG => 1,
         S_IFDIR => 2,
         S_IFCHR => 3,
@@ -156,6 +158,12 @@ impl SuperBlock {
         let checksum = crc32c(&block[SUPER_OFFSET..]);
         block[SUPER_OFFSET + 4..SUPER_OFFSET + 8].copy_from_slice(&checksum.to_le_bytes());
     }
+}
+
+/// Where the shared attributes are, from the super block in a file's first block; `None` without a super block.
+pub(crate) fn shared_xattrs_block(block: &[u8; BLOCK]) -> Option<u32> {
+    let word = |at: usize| block[SUPER_OFFSET + at..].first_chunk().map(|word| u32::from_le_bytes(*word));
+    (word(0)? == MAGIC).then(|| word(44)).flatten()
 }
 
 // CRC-32C as the kernel's crc32c(~0, …): not inverted at the end. Only ever over 3 KiB.

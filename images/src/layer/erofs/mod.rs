@@ -15,6 +15,7 @@ mod format;
 mod image;
 mod metadata;
 mod output;
+mod reader;
 mod xattr;
 
 pub(crate) use directories::{Directory, DirectoryWriter, PlannedDirectories, Unsealed};
@@ -24,4 +25,5 @@ pub(crate) use format::{
 };
 pub(crate) use image::{Attributes, ImageWriter};
 pub(crate) use output::check_access;
+pub(crate) use reader::{ImageReader, Node};
 pub(crate) use xattr::{MAX_NAME, MAX_VALUE, suffix_length};

@@ -138,6 +138,44 @@ fn disassemble(body: &[u8]) -> (Vec<u32>, &[u8]) {
     (ids.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])).collect(), inline)
 }
 
+/// One attribute in the body behind an inode.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// Its name and value.
+    Inline(Vec<u8>, Vec<u8>),
+    /// Its place in the table of shared ones, in steps of 4 bytes.
+    Shared(u32),
+}
+
+/// The attributes of the body behind an inode; `None` if it is damaged.
+pub(crate) fn decode(body: &[u8]) -> Option<Vec<Value>> {
+    if body.is_empty() {
+        return Some(Vec::new());
+    }
+    if body.len() < HEADER || body.len() < HEADER + usize::from(body[4]) * 4 {
+        return None;
+    }
+    let (shared, mut inline) = disassemble(body);
+    let mut values: Vec<Value> = shared.into_iter().map(Value::Shared).collect();
+    while !inline.is_empty() {
+        let (name, value, length) = decode_entry(inline)?;
+        values.push(Value::Inline(name, value));
+        inline = inline.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(values)
+}
+
+/// Name and value of the entry that `bytes` begin with, and its length without padding; `None` if it is damaged.
+pub(crate) fn decode_entry(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
+    let (head, rest) = bytes.split_first_chunk::<4>()?;
+    let (suffix, value) = (usize::from(head[0]), usize::from(u16::from_le_bytes([head[2], head[3]])));
+    let (prefix, _) = PREFIXES.iter().find(|(_, number)| *number == head[1])?;
+    let name = [prefix, rest.get(..suffix)?].concat();
+    let value = rest.get(suffix..suffix + value)?.to_vec();
+    let length = 4 + suffix + value.len();
+    Some((name, value, length))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +203,24 @@ mod tests {
         let marked = shared.with_opaque(&body);
         assert_eq!(marked.len(), body.len() + 4);
         assert_eq!(&marked[16..], &body[12..]);
+    }
+
+    #[test]
+    fn a_body_is_read_back() {
+        let mut shared = SharedXattrs::default();
+        let xattrs = [xattr("user.colour", "blue"), xattr("system.posix_acl_default", "acl")];
+        let inline = |(name, value): &(Vec<u8>, Vec<u8>)| Value::Inline(name.clone(), value.clone());
+        let body = shared.body(&xattrs, false);
+        assert_eq!(decode(&body).unwrap(), xattrs.iter().map(inline).collect::<Vec<_>>());
+        let body = shared.body(&[xattrs[0].clone(), xattr("trusted.other", "")], false);
+        assert_eq!(decode(&body).unwrap(), [Value::Shared(0), inline(&xattr("trusted.other", ""))]);
+        let (name, value, _) = decode_entry(&shared.table).unwrap();
+        assert_eq!((name, value), xattrs[0]);
+        for length in 1..body.len() - 4 {
+            // Whole entries are missing, or it is damaged; never a panic.
+            let _ = decode(&body[..length]);
+        }
+        assert_eq!(decode(&body[..HEADER]), None);
     }
 
     #[test]

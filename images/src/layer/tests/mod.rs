@@ -7,6 +7,7 @@ mod memory;
 mod mounted;
 mod pipeline;
 mod random_trees;
+mod stack;
 mod whiteouts;
 
 use std::fs::File;
