@@ -19,6 +19,15 @@ pub(super) fn weight_of_shares(shares: u64) -> u64 {
     (weight as u64).clamp(WEIGHT.0, WEIGHT.1)
 }
 
+/// cpu.weight → cpu.shares, the inverse of [`weight_of_shares`], so that limits read alike on both versions.
+pub(super) fn shares_of_weight(weight: u64) -> u64 {
+    let weight = weight.clamp(WEIGHT.0, WEIGHT.1) as f64;
+    // log² + 125·log = 612·(log10(weight) + 7/34), solved for log.
+    let right = 612.0 * (weight.log10() + 7.0 / 34.0);
+    let log = (-125.0 + (125.0 * 125.0 + 4.0 * right).sqrt()) / 2.0;
+    (log.exp2().round() as u64).clamp(SHARES.0, SHARES.1)
+}
+
 /// The text for cpu.max. A quota without a period keeps the period of before, as the file allows; a period alone
 /// keeps the quota of before, given as the file's present text.
 pub(super) fn cpu_max(

@@ -72,6 +72,17 @@ impl Hierarchies {
         Ok(Self { unified, v1, v2 })
     }
 
+    /// Of plain directories with recorded files.
+    #[cfg(test)]
+    pub(super) fn recorded(
+        unified: Option<(OwnedFd, &[&'static str])>,
+        v1: Vec<(OwnedFd, Vec<String>)>,
+        v2: bool,
+    ) -> Self {
+        let unified = unified.map(|(root, controllers)| Unified { root, controllers: controllers.to_vec() });
+        Self { unified, v1: v1.into_iter().map(|(root, controllers)| V1 { root, controllers }).collect(), v2 }
+    }
+
     /// Whether the machine is a v2 one: processes enter by `CLONE_INTO_CGROUP` and `unified` limits are possible.
     pub fn is_v2(&self) -> bool {
         self.v2

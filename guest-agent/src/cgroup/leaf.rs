@@ -30,7 +30,6 @@ impl Leaf {
         Self { control, directory: OnceLock::new() }
     }
 
-    #[cfg(test)]
     pub(super) fn control(&self) -> &Control {
         &self.control
     }

@@ -26,6 +26,7 @@ mod oom;
 mod path;
 mod pod;
 mod resources;
+pub mod stats;
 mod tree;
 
 #[cfg(test)]

@@ -88,6 +88,10 @@ impl PodCgroup {
         Ok(Self { control: Control { directories, leaf: None }, created })
     }
 
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
     /// The place of a leaf called `name` (one path component); nothing is made yet.
     pub fn leaf(&self, name: &str) -> Result<Leaf, CgroupError> {
         path::check_name(name)?;
