@@ -3,6 +3,7 @@
 // What the tests share outside #[test] functions panics as they do: a test that cannot go on has failed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cli;
 mod conformance;
 mod first_pod;
 mod hostile_images;
@@ -14,3 +15,4 @@ mod namespaces;
 mod network;
 mod security_context;
 mod survival;
+mod torn_records;

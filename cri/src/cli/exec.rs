@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
+use tonic::Code;
 
 use super::client::{Client, answer};
 use super::error::{CliError, FAILED};
@@ -15,6 +16,13 @@ use crate::config::value::parse_duration;
 ///
 /// Its output is printed when it has ended (at most 16 MiB of each stream), and hull ends with its exit status.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull exec web nginx -t
+  hull exec --time-limit 5s web sh -c 'wget -qO- localhost | head'
+
+Exit status: that of the command; 126 if it cannot be executed, 127 if there is
+no such program, 125 if hull or hulld failed.")]
 pub(super) struct Exec {
     /// Kill the command after so long
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -51,7 +59,11 @@ impl Exec {
         let timeout = i64::try_from(limit).unwrap_or(i64::MAX);
         let patience = client.endless();
         let call = client.runtime.exec_sync(ExecSyncRequest { container_id, cmd: self.command, timeout });
-        let done = answer(format!("run the command in {}", self.container), patience, call).await?;
+        let name = &self.container;
+        let hint = format!("`hull ps -a` says how it ended, `hull logs {name}` what it printed last.");
+        let done = answer(format!("run the command in {name}"), patience, call)
+            .await
+            .map_err(|error| error.hint(Code::FailedPrecondition, hint))?;
         let print = |mut out: Box<dyn Write>, text: &[u8]| out.write_all(text).and_then(|()| out.flush());
         print(Box::new(io::stdout().lock()), &done.stdout)
             .and_then(|()| print(Box::new(io::stderr().lock()), &done.stderr))

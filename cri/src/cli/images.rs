@@ -9,6 +9,11 @@ use crate::api::runtime::{ImageFilter, ImageSpec, ListImagesRequest};
 
 /// List images
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull images
+  hull images --digests busybox
+  hull -o json images | jq '.[] | {id, size}'")]
 pub(super) struct Images {
     /// Only this image
     image: Option<String>,

@@ -5,6 +5,11 @@ use super::error::CliError;
 use super::output::{Format, age, print, print_json, printable, size};
 use crate::api::hull::InfoRequest;
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  hull info
+  hull -o json info | jq .pods";
+
 pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliError> {
     let patience = client.patience();
     let info = answer("ask the daemon about itself", patience, client.hull.info(InfoRequest {})).await?;
@@ -12,6 +17,7 @@ pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliEr
         return print_json(&info);
     }
     let network = match info.network_problem.as_str() {
+        "" if info.network.is_empty() || info.network == info.network_mode => info.network_mode,
         "" => format!("{} ({})", info.network, info.network_mode),
         problem => format!("{}: not ready: {problem}", info.network_mode),
     };
@@ -26,7 +32,7 @@ pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliEr
         ("handlers", info.runtime_handlers.join(", ")),
         ("pods", format!("{}, {} ready", info.pods, info.pods_ready)),
         ("containers", format!("{}, {} running", info.containers, info.containers_running)),
-        ("images", format!("{}, {}", info.images, size(info.image_bytes))),
+        ("images", format!("{}, {} on disk", info.images, size(info.image_bytes))),
     ];
     print(&lines.map(|(name, value)| format!("{name:<12}{}\n", printable(&value))).concat())
 }

@@ -13,6 +13,11 @@ use crate::api::runtime::{ContainerStatusRequest, ImageSpec, ImageStatusRequest,
 
 /// Print everything known of containers, pods or images as JSON
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull inspect web
+  hull inspect --type image busybox
+  hull inspect web | jq .status.exitCode")]
 pub(super) struct Inspect {
     /// Look only among these
     #[arg(long, value_name = "KIND")]

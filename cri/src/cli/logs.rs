@@ -15,6 +15,11 @@ use crate::api::runtime::ContainerStatusRequest;
 ///
 /// What went to its standard error is printed there. The log of a container that has ended stays until it is removed.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull logs web
+  hull logs -f -n 100 web      the last 100 lines, then what comes
+  hull logs -t web 2>errors    with times; standard error elsewhere")]
 pub(super) struct Logs {
     /// Go on until the container has ended
     #[arg(short, long)]

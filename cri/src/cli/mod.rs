@@ -43,7 +43,7 @@ use output::Format;
 /// hull speaks to hulld over its socket, as kubelet and crictl do. What kubelet started can be seen and stopped here
 /// too; kubelet will start it again.
 #[derive(Debug, Parser)]
-#[command(name = "hull", version, max_term_width = 110, after_help = EXAMPLES)]
+#[command(name = "hull", version, max_term_width = WIDTH, after_help = EXAMPLES)]
 struct Cli {
     /// Socket of the daemon
     #[arg(
@@ -51,6 +51,7 @@ struct Cli {
         global = true,
         help_heading = GLOBAL,
         env = "HULL_SOCKET",
+        hide_env_values = true,
         value_name = "SOCKET",
         default_value = "unix:///run/hull/hull.sock",
         value_parser = value::parse_endpoint
@@ -75,23 +76,28 @@ struct Cli {
     command: Command,
 }
 
+/// Columns of help texts, however wide the terminal: what is longer is hard to read.
+const WIDTH: usize = 80;
+
 const GLOBAL: &str = "Options of every command";
 
 const EXAMPLES: &str = "\
 Examples:
-  hull run --rm busybox echo hello          run a command in a new pod, print its output
-  hull run -d --name web -p 8080:80 nginx   run a service in the background
-  hull exec web nginx -t                    run a command in it
-  hull logs -f web                          follow its output
-  hull stop web && hull rm web              stop it and remove it with its pod
-  hull ps -a                                all containers, ended ones too
-  hull pull ghcr.io/team/app:1.2            fetch an image
-  hull -o json inspect web                  everything that is known of it
+  hull run --rm busybox echo hello         run a command, print its output
+  hull run -d --name web -p 8080:80 nginx  run a service in the background
+  hull exec web nginx -t                   run a command in it
+  hull logs -f web                         follow its output
+  hull stop web && hull rm web             stop it, remove it with its pod
+  hull ps -a                               all containers, ended ones too
+  hull pull ghcr.io/team/app:1.2           fetch an image
+  hull inspect web                         everything that is known of it
 
-Pods, containers and images are named by id, by the beginning of an id, or by name.
+Pods, containers and images are named by id, by the beginning of an id, or by
+name.
 
-Exit status: that of the command for run and exec; otherwise 0, 125 if hull or hulld failed,
-2 if the command line is wrong.";
+Exit status: for run and exec that of the command, 126 if it cannot be executed,
+127 if there is no such program. Otherwise 0, 125 if hull or hulld failed, 2 if
+the command line is wrong.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -103,11 +109,11 @@ enum Command {
     Logs(logs::Logs),
     /// List containers
     Ps(ps::Ps),
-    /// Start a container that was created or has ended
+    /// Start containers that were created and not started yet
     Start(start::Start),
     /// Stop containers
     Stop(stop::Stop),
-    /// Remove containers; with them the pods that `hull run` made for them
+    /// Remove containers, and the pods that `hull run` made for them
     Rm(rm::Rm),
     /// List pods
     Pods(pods::Pods),
@@ -124,8 +130,10 @@ enum Command {
     /// Print everything known of containers, pods or images as JSON
     Inspect(inspect::Inspect),
     /// Print what the daemon is, where it lives and what it holds
+    #[command(after_help = info::EXAMPLES)]
     Info,
     /// Print the versions of hull and of the daemon
+    #[command(after_help = version::EXAMPLES)]
     Version,
     /// Print a completion script for a shell
     Completion(completion::Completion),

@@ -10,6 +10,11 @@ use crate::api::runtime::{PodSandbox, PodSandboxState};
 
 /// List pods
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull pods
+  hull pods -n kube-system
+  hull -o json pods | jq -r '.[].id'")]
 pub(super) struct Pods {
     /// Only ids, one a line
     #[arg(short, long)]
@@ -41,7 +46,10 @@ impl Pods {
                 namespace(pod).into(),
                 state(pod).into(),
                 age(pod.created_at),
-                pod.runtime_handler.clone(),
+                match pod.runtime_handler.as_str() {
+                    "" => "(default)".into(),
+                    handler => handler.into(),
+                },
             ]);
         }
         table.print()

@@ -100,7 +100,11 @@ fn show_lines(sizes: &mut BTreeMap<String, u64>, event: Event) {
         Event::Resolved(resolved) => {
             let total = resolved.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
             let digest = printable(&resolved.digest);
-            eprintln!("{digest}: {} layers, {} to fetch at most", resolved.layers.len(), size(total));
+            match resolved.layers.len() {
+                0 => eprintln!("{digest}: is here already"),
+                1 => eprintln!("{digest}: 1 layer, {} to fetch at most", size(total)),
+                count => eprintln!("{digest}: {count} layers, {} to fetch at most", size(total)),
+            }
             sizes.extend(resolved.layers.into_iter().map(|layer| (layer.digest, layer.size)));
         }
         Event::LayerDone(done) => {

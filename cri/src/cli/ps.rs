@@ -12,6 +12,12 @@ use crate::api::runtime::{Container, ContainerState, ContainerStatusRequest};
 
 /// List containers
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull ps -a
+  hull ps --pod web
+  hull stop $(hull ps -q)
+  hull -o json ps -a | jq -r '.[].metadata.name'")]
 pub(super) struct Ps {
     /// All of them, not only those that run
     #[arg(short, long)]

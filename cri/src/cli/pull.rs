@@ -15,6 +15,12 @@ use crate::api::runtime::{AuthConfig, ImageSpec, PullImageRequest};
 /// Names are completed as usual: busybox is docker.io/library/busybox:latest. Mirrors, certificates and plain-HTTP
 /// registries are configured in /etc/hull/certs.d.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull pull busybox
+  hull pull registry.example:5000/team/app@sha256:…
+  hull pull --creds user:password ghcr.io/team/app:1.2
+  id=$(hull pull -q busybox)")]
 pub(super) struct Pull {
     #[command(flatten)]
     credentials: Credentials,
@@ -70,7 +76,7 @@ pub(super) async fn pull(
     quiet: bool,
 ) -> Result<String, CliError> {
     let doing = || format!("pull {image}");
-    let failed = |status: Status| CliError::Call { doing: doing(), status: Box::new(status) };
+    let failed = |status: Status| hinted(CliError::Call { doing: doing(), status: Box::new(status) });
     let auth = credentials.config()?;
     let patience = client.endless();
     let request = PullRequest { image: image.into(), auth: auth.clone() };
@@ -79,9 +85,9 @@ pub(super) async fn pull(
         Err(CliError::Call { status, .. }) if status.code() == Code::Unimplemented => {
             let image = Some(ImageSpec { image: image.into(), ..Default::default() });
             let call = client.image.pull_image(PullImageRequest { image, auth, sandbox_config: None });
-            return Ok(answer(doing(), patience, call).await?.image_ref);
+            return Ok(answer(doing(), patience, call).await.map_err(hinted)?.image_ref);
         }
-        events => events?,
+        events => events.map_err(hinted)?,
     };
     let mut progress = Progress::new(image, quiet);
     while let Some(event) = events.message().await.map_err(failed)? {
@@ -93,4 +99,19 @@ pub(super) async fn pull(
         progress.show(event);
     }
     Err(failed(Status::unavailable("it ended before the image was complete")))
+}
+
+/// What to do about a pull that failed.
+fn hinted(error: CliError) -> CliError {
+    error
+        .hint(Code::NotFound, "Are the name and the tag right? Names without a registry mean docker.io.")
+        .hint(
+            Code::Unauthenticated,
+            "Is it private, or misspelt? --creds USER:PASSWORD logs in; registries tell the two apart only then.",
+        )
+        .hint(
+            Code::Unavailable,
+            "Mirrors, certificates and plain HTTP are configured per registry in /etc/hull/certs.d.",
+        )
+        .hint(Code::ResourceExhausted, "`hull rmi` makes room.")
 }

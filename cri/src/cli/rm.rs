@@ -12,8 +12,13 @@ use super::stop::stop;
 use super::{find, run};
 use crate::api::runtime::{Container, ContainerState, RemoveContainerRequest};
 
-/// Remove containers; with them the pods that `hull run` made for them
+/// Remove containers, and the pods that `hull run` made for them
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull rm web
+  hull rm -f web     kill it first if it runs
+  hull rm -f --all   nothing is left")]
 pub(super) struct Rm {
     /// Kill a container first that still runs
     #[arg(short, long)]

@@ -12,6 +12,10 @@ use crate::api::runtime::{ImageSpec, RemoveImageRequest};
 ///
 /// An image goes with all its tags. Containers made from it keep running.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull rmi busybox
+  hull rmi $(hull images -q)   all of them")]
 pub(super) struct RemoveImage {
     /// References, ids, or beginnings of ids
     #[arg(required = true, value_name = "IMAGE")]

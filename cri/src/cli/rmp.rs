@@ -11,6 +11,11 @@ use crate::api::runtime::{PodSandboxState, RemovePodSandboxRequest};
 
 /// Remove pods with all their containers
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull rmp web
+  hull rmp -f web     stop it first if it is ready
+  hull rmp -f --all   every pod of this node")]
 pub(super) struct RemovePod {
     /// Stop a pod first that is still ready
     #[arg(short, long)]

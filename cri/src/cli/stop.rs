@@ -16,6 +16,11 @@ use crate::config::value::parse_duration;
 /// A container gets its stop signal (SIGTERM unless its image says otherwise) and, if it still runs when the time is
 /// up, SIGKILL.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull stop web
+  hull stop -t 1m database    a minute to write everything down
+  hull stop -t 0 hung         at once")]
 pub(super) struct Stop {
     /// How long it may take to end by itself, e.g. 30 or 30s; 0 kills it at once
     // The same id as the option of every command, whose place it takes here: what people know from docker and crictl.

@@ -10,6 +10,10 @@ use crate::api::runtime::StopPodSandboxRequest;
 
 /// Stop pods with all their containers
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull stopp web
+  hull stopp $(hull pods -q -n hull)")]
 pub(super) struct StopPod {
     /// Ids, beginnings of ids, or names
     #[arg(required = true, value_name = "POD")]

@@ -5,6 +5,11 @@ use super::error::CliError;
 use super::output::{Format, print, print_json, printable};
 use crate::api::runtime::VersionRequest;
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  hull version
+  hull -o json version | jq -r .server.runtimeVersion";
+
 pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliError> {
     let patience = client.patience();
     let server =

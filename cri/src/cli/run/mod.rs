@@ -43,8 +43,11 @@ const OTHER_ROOT: &str = "/var/log/hull";
 Examples:
   hull run --rm busybox echo hello
   hull run -d --name web -p 8080:80 -v ./site:/usr/share/nginx/html:ro nginx
-  hull run --rm --memory 256MiB --cpus 0.5 -e MODE=test alpine sh -c 'echo $MODE'
-  hull run --rm --network host --cap-add NET_ADMIN alpine ip link")]
+  hull run --rm -m 256MiB --cpus 0.5 -e MODE=test alpine sh -c 'echo $MODE'
+  hull run --rm --network host --cap-add NET_ADMIN alpine ip link
+
+Exit status: that of the command; 126 if it cannot be executed, 127 if there is
+no such program, 125 if hull or hulld failed.")]
 pub(super) struct Run {
     /// Name of the pod and the container [default: the image's name and a random number]
     #[arg(long)]
@@ -64,7 +67,8 @@ pub(super) struct Run {
 
     /// Mount a file or directory of the host
     #[arg(short, long, value_name = "HOST:CONTAINER[:OPTIONS]", value_parser = values::volume,
-          long_help = "Mount a file or directory of the host; OPTIONS are ro, rw, rslave or rshared, with commas")]
+          long_help = "Mount a file or directory of the host; a directory is made where there is nothing. \
+                       OPTIONS are ro, rw, rprivate, rslave and rshared, with commas")]
     volume: Vec<Volume>,
 
     /// Forward a port of the host
