@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -156,7 +157,16 @@ impl Runtime {
         };
         let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path).map_err(failed);
         make(directory, 0o700)?;
-        make(&directory.join(WRITABLE), 0o700)?;
+        let writable = directory.join(WRITABLE);
+        make(&writable, 0o700)?;
+        if !image.upper_directories.is_empty() {
+            let directories = image.upper_directories.clone();
+            let fill = move || {
+                let writable = fs::File::open(writable)?;
+                hull_images::make_upper_directories(writable.as_fd(), &directories)
+            };
+            blocking(fill).await?.map_err(failed)?;
+        }
         if volumes.is_empty() {
             return Ok(());
         }
