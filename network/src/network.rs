@@ -60,6 +60,11 @@ impl Network {
         namespace_path(&self.inner.config.netns_dir, id)
     }
 
+    /// Whether the network still knows what it gave to the pod with this id.
+    pub fn has_record(&self, id: &str) -> bool {
+        self.inner.ledger.get(id).is_some_and(|record| !record.released)
+    }
+
     /// Makes and pins the pod's namespace and attaches it. On an error everything is undone. A repeated call for a pod
     /// that is attached returns the same attachment. Runs to its end even if the caller stops waiting.
     pub async fn set_up(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {

@@ -236,23 +236,7 @@ impl Drop for Daemon {
             eprintln!("---- hulld's log ----\n{}", tail(&self.log(), 60));
         }
         self.kill();
-        let groups: Vec<PathBuf> = cgroups_named(&self.name);
-        for group in &groups {
-            let _ = std::fs::write(group.join("cgroup.kill"), "1");
-        }
-        for group in groups.iter().rev() {
-            for pid in std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
-                if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
-        }
-        if std::thread::panicking() {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-        }
-        for group in groups.iter().rev() {
-            let _ = std::fs::remove_dir(group);
-        }
+        residue::end_cgroups(&self.name);
         if std::thread::panicking() {
             let log = self.log();
             residue::clear_network_since(&self.before, &self.bridge, |id| log.contains(id));
@@ -266,31 +250,6 @@ fn machine_lock() -> std::fs::File {
     let file = std::fs::File::create(MACHINE_LOCK).unwrap();
     file.lock().unwrap();
     file
-}
-
-/// Every cgroup below the one called `name`, in all hierarchies, parents first.
-fn cgroups_named(name: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-    if let Ok(entries) = std::fs::read_dir("/sys/fs/cgroup") {
-        roots.extend(entries.flatten().map(|entry| entry.path()));
-    }
-    for root in roots {
-        walk(&root.join(name), &mut found);
-    }
-    found
-}
-
-fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
-    if !directory.is_dir() {
-        return;
-    }
-    found.push(directory.to_owned());
-    if let Ok(entries) = std::fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-            walk(&entry.path(), found);
-        }
-    }
 }
 
 async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {

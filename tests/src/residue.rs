@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// What a container runtime could leave behind on a machine, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,56 @@ pub fn clear_network_since(before: &Residue, bridge: &str, is_own_pod: impl Fn(&
     }
     for family in ["inet", "ip", "ip6"] {
         quietly("nft", &["delete", "table", family, bridge]);
+    }
+}
+
+/// Kills what runs in the cgroups below the one called `name`, and removes them.
+pub fn end_cgroups(name: &str) {
+    let groups = cgroups_named(name);
+    for group in &groups {
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+    }
+    for group in groups.iter().rev() {
+        for pid in lines(&group.join("cgroup.procs").display().to_string()) {
+            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+    // What dies needs a moment to be gone.
+    for _ in 0..50 {
+        for group in groups.iter().rev() {
+            let _ = fs::remove_dir(group);
+        }
+        if !groups.iter().any(|group| group.exists()) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Every cgroup below the one called `name`, in all hierarchies, parents first.
+fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    if let Ok(entries) = fs::read_dir("/sys/fs/cgroup") {
+        roots.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    for root in roots {
+        walk(&root.join(name), &mut found);
+    }
+    found
+}
+
+fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
+    if !directory.is_dir() {
+        return;
+    }
+    found.push(directory.to_owned());
+    if let Ok(entries) = fs::read_dir(directory) {
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            walk(&entry.path(), found);
+        }
     }
 }
 

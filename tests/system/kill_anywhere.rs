@@ -220,7 +220,7 @@ impl Ground {
         if let Some(answer) = answer {
             assert_eq!(answer.into_inner().container_id, id);
         }
-        assert_eq!(self.containers_of(&pod).await, [id.clone()]);
+        assert_eq!(self.containers_of(&pod).await, std::slice::from_ref(&id));
         self.start(&pod, &id).await;
         assert_eq!(pod.shell(&id, "echo works").await, "works\n");
         pod.remove().await;

@@ -9,11 +9,10 @@ use std::time::Duration;
 use futures::future::join_all;
 use hull_agent::protocol::messages::{StopSandbox, request};
 use hull_images::LayerId;
+use hull_network::PodNetwork;
 
 use super::objects::{Container, Pod, container_key, pod_key};
-use super::translate::pod;
 use super::{OpenError, Runtime, blocking};
-use crate::api::runtime::PodSandboxConfig;
 use crate::sandbox::{Place, SandboxError, Slots};
 use crate::store::record::{ContainerRecord, EXIT_CODE_UNKNOWN, PodPhase, SandboxRecord};
 
@@ -90,6 +89,7 @@ impl Runtime {
         match pod.phase() {
             PodPhase::Creating => self.unmake(pod).await,
             PodPhase::Ready | PodPhase::Lost if !this_boot => self.note_reboot(pod),
+            PodPhase::Ready if !self.has_its_network(pod) => self.end_pod_without_network(pod).await,
             PodPhase::Ready => self.reach(pod).await,
             PodPhase::Lost | PodPhase::Stopped => {
                 self.note_exit_records(pod);
@@ -130,6 +130,24 @@ impl Runtime {
                 record.agent_pid = 0;
             });
         }
+    }
+
+    fn has_its_network(&self, pod: &Pod) -> bool {
+        !pod.with_record(|record| record.network_held) || self.network.has_record(pod.id())
+    }
+
+    /// The network's record was lost: the pod's addresses would be given to others while it lives.
+    async fn end_pod_without_network(self: &Arc<Self>, pod: &Arc<Pod>) {
+        tracing::warn!(pod = pod.id(), "the record of the pod's network is lost; the pod is ended");
+        if let Err(error) = self.clear(pod).await {
+            tracing::error!(pod = pod.id(), %error, "cannot end the pod");
+        }
+        self.note_exit_records(pod);
+        self.end_all(pod, EXIT_CODE_UNKNOWN, "NetworkLost", "the record of the pod's network was lost");
+        pod.change(&self.store, |record| {
+            record.set_phase(PodPhase::Lost);
+            record.agent_pid = 0;
+        });
     }
 
     /// Connects to the agent of a pod that should live. One that is gone ends its pod; one that is slow is given time.
@@ -187,12 +205,19 @@ impl Runtime {
         }
     }
 
-    /// Its agent is asked to end it; should that fail, it notices the removal of its directory.
+    /// Its agent is asked to end it; should that fail, its cgroup is cleared, and a living agent notices the removal of
+    /// its directory.
     async fn end_unknown_pod(&self, id: &str) {
-        let cgroup = pod::cgroup(&PodSandboxConfig::default(), &self.config.cgroup.parent, id);
-        let (cgroup_parent, cgroup_levels) = cgroup.unwrap_or_default();
-        let place =
-            Place { id: id.to_owned(), directory: self.pod_directory(id), cgroup_parent, cgroup_levels };
+        // The record knew whether the pod's cgroup was hull's. If it was, it is the group with the pod's id here, and
+        // goes with all that is in it.
+        let parent = self.config.cgroup.parent.clone();
+        let levels = parent.split('/').filter(|part| !part.is_empty()).count() as u32;
+        let place = Place {
+            id: id.to_owned(),
+            directory: self.pod_directory(id),
+            cgroup_parent: parent,
+            cgroup_levels: levels,
+        };
         let ending = async {
             let (agent, _events) = self.launcher.reconnect(&place).await?;
             agent.order("stop the pod", request::Call::StopSandbox(StopSandbox {}), Slots::default()).await
@@ -204,6 +229,11 @@ impl Runtime {
         let cleared = blocking(move || launcher.clear(&place, &[])).await;
         if let Ok(Err(error)) = cleared {
             tracing::warn!(pod = id, %error, "cannot clear away the cgroup of a pod that has no record");
+        }
+        // Its network may have lost its record, too; then at least the namespace goes.
+        let network = PodNetwork { id: id.to_owned(), ..PodNetwork::default() };
+        if let Err(error) = self.network.tear_down(&network).await {
+            tracing::warn!(pod = id, %error, "cannot give back the network of a pod that has no record");
         }
         if let Err(error) = self.remove_tree(directory).await {
             tracing::warn!(pod = id, %error, "cannot sweep a pod that has no record");

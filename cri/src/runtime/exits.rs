@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hull_agent::protocol::exit_record;
-use hull_agent::protocol::messages::{ContainerState, Event, ExitRecord, event};
+use hull_agent::protocol::messages::{self, ContainerState, Event, ExitRecord, event, request};
 
 use super::objects::{Container, Pod};
 use super::{Runtime, blocking, host};
-use crate::sandbox::{Agent, Events, SandboxError};
+use crate::sandbox::{Agent, Events, SandboxError, Slots};
 use crate::store::record::{ContainerPhase, EXIT_CODE_UNKNOWN, Exit, PodPhase, RunningUser};
 
 /// A broken connection to a living agent is mended at once or not at all.
 const MEND: Duration = Duration::from_millis(400);
+/// How long a killed container of nobody may hold up the adoption of its pod, and how often it is looked at.
+const DEATH: Duration = Duration::from_secs(2);
+const DYING: Duration = Duration::from_millis(10);
+const SIGKILL: u32 = 9;
 
 impl Runtime {
     /// Follows the events of a pod's agent until it, or hulld, ends.
@@ -162,6 +166,9 @@ impl Runtime {
         for state in &report.containers {
             self.note_state(pod, state);
         }
+        for state in report.containers.iter().filter(|state| pod.container(&state.id).is_none()) {
+            end_unknown(pod, agent, &state.id).await;
+        }
         // What it has been told to forget, or never heard of, left a record or nothing at all.
         self.note_exit_records(pod);
         let known =
@@ -185,5 +192,32 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+}
+
+/// Nobody could ever stop or remove a container whose record was lost, so it is ended now.
+async fn end_unknown(pod: &Pod, agent: &Agent, id: &str) {
+    tracing::warn!(pod = pod.id(), container = id, "ending a container that has no record");
+    let kill = messages::Signal { container_id: id.to_owned(), signal: SIGKILL, all: true };
+    let killed = agent.order("kill a container", request::Call::Signal(kill), Slots::default()).await;
+    if let Err(error) = killed {
+        tracing::debug!(pod = pod.id(), container = id, %error, "it cannot be killed");
+    }
+    let forgotten = async {
+        loop {
+            let forget = request::Call::Forget(messages::Forget { container_id: id.to_owned() });
+            match agent.order("forget a container", forget, Slots::default()).await {
+                // It is still dying.
+                Err(SandboxError::Refused { code: messages::error::Code::FailedPrecondition, .. }) => {
+                    tokio::time::sleep(DYING).await;
+                }
+                other => return other,
+            }
+        }
+    };
+    match tokio::time::timeout(DEATH, forgotten).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(pod = pod.id(), container = id, %error, "it stays in its pod's agent"),
+        Err(_) => tracing::warn!(pod = pod.id(), container = id, "it was killed and does not end"),
     }
 }
