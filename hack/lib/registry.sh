@@ -14,7 +14,8 @@ log: {level: error}
 storage: {filesystem: {rootdirectory: $1/registry}}
 http: {addr: $registry}
 CONFIG
-  docker-registry serve "$1/registry.yml" >"$1/registry.log" 2>&1 &
+  # In a session of its own: Ctrl-C is for the caller.
+  setsid docker-registry serve "$1/registry.yml" >"$1/registry.log" 2>&1 &
   # shellcheck disable=SC2034  # for the caller
   registry_pid=$!
 
