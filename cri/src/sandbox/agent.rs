@@ -118,6 +118,11 @@ impl Agent {
 
     /// Asks and waits for the answer, however long it takes.
     pub async fn call(&self, call: request::Call, slots: Slots) -> Result<response::Outcome, SandboxError> {
+        self.ask(call, slots)?.answer().await
+    }
+
+    /// Asks. The answer can be waited for while other calls refer to this one by its number.
+    pub fn ask(&self, call: request::Call, slots: Slots) -> Result<Asked<'_>, SandboxError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let body = messages::Request { slots: slots.slots, call: Some(call) };
         let message = messages::Message { id, body: Some(message::Body::Request(body)) };
@@ -126,23 +131,17 @@ impl Agent {
             Pending::Open(waiting) => waiting.insert(id, sender),
             Pending::Ended(reason) => return Err(SandboxError::Lost(reason.clone())),
         };
-        let _waiting = Waiting { shared: &self.shared, id };
+        let asked = Asked { agent: self, receiver, waiting: Waiting { shared: &self.shared, id } };
         match self.shared.connection.send(&message, slots.fds) {
-            Ok(()) => {}
+            Ok(()) => Ok(asked),
             // Nothing of it was sent: too long, too many descriptors, or the agent does not read.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(SandboxError::Encode(error.to_string()));
+                Err(SandboxError::Encode(error.to_string()))
             }
             Err(error) => {
                 self.shared.connection.shut_down();
-                return Err(SandboxError::Lost(error.to_string()));
+                Err(SandboxError::Lost(error.to_string()))
             }
-        }
-        let response = receiver.await.map_err(|_| SandboxError::Lost(self.reason()))?;
-        match response.outcome {
-            Some(response::Outcome::Error(error)) => Err(error.into()),
-            Some(outcome) => Ok(outcome),
-            None => Err(SandboxError::Unexpected("the request")),
         }
     }
 
@@ -199,6 +198,30 @@ impl Drop for Agent {
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
+        }
+    }
+}
+
+/// A question whose answer is still to come. Dropping it does not take the question back.
+pub struct Asked<'a> {
+    agent: &'a Agent,
+    receiver: oneshot::Receiver<messages::Response>,
+    waiting: Waiting<'a>,
+}
+
+impl Asked<'_> {
+    /// The number of the request, by which others on the same connection refer to it.
+    pub const fn id(&self) -> u64 {
+        self.waiting.id
+    }
+
+    /// Waits for the answer, however long it takes.
+    pub async fn answer(self) -> Result<response::Outcome, SandboxError> {
+        let response = self.receiver.await.map_err(|_| SandboxError::Lost(self.agent.reason()))?;
+        match response.outcome {
+            Some(response::Outcome::Error(error)) => Err(error.into()),
+            Some(outcome) => Ok(outcome),
+            None => Err(SandboxError::Unexpected("the request")),
         }
     }
 }

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use hull_agent::protocol::messages;
 
-pub use agent::{Agent, Events, Slots};
+pub use agent::{Agent, Asked, Events, Slots};
 pub use error::SandboxError;
-pub use source::{HostTree, Source};
+pub use source::{HostTree, LogPlace, Source};
 
 /// Where a pod lives on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
