@@ -20,6 +20,9 @@ pub mod registry;
 /// The image index, the layer files and pulls into them.
 pub mod store;
 
+#[doc(hidden)]
+pub use registry::fuzzing;
+
 pub use digest::Digest;
 pub use image::{Image, ImageConfig, UpperDirectory, make_upper_directories};
 pub use layer::LayerId;

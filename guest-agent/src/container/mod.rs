@@ -36,6 +36,18 @@ pub use users::UserError;
 
 use crate::cgroup::CgroupError;
 
+/// Entrances to private parsers for the fuzz targets; no API.
+#[doc(hidden)]
+pub mod fuzzing {
+    use super::users::WantedUser;
+    use crate::protocol::messages;
+
+    /// Looks a user up in an image's files. True if there is such a user.
+    pub fn users(user: &messages::User, passwd: &[u8], group: &[u8]) -> bool {
+        WantedUser::new(user).and_then(|wanted| wanted.resolve(passwd, group)).is_ok()
+    }
+}
+
 /// A process that has become its program.
 #[derive(Debug)]
 pub struct Launched {

@@ -94,7 +94,13 @@ fn read_file(file: &OwnedFd) -> io::Result<ExitRecord> {
     if length > MAX_FILE {
         return Err(invalid("is too long"));
     }
-    let rest = bytes[..length].strip_prefix(MAGIC).ok_or_else(|| invalid("does not begin like one"))?;
+    parse(&bytes[..length])
+}
+
+/// The record in a file's bytes. Public for its fuzz target.
+#[doc(hidden)]
+pub fn parse(bytes: &[u8]) -> io::Result<ExitRecord> {
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| invalid("does not begin like one"))?;
     let (sum, body) = rest.split_first_chunk().ok_or_else(|| invalid("is cut off"))?;
     if u32::from_le_bytes(*sum) != crc32(body) {
         return Err(invalid("is torn: its checksum does not match"));

@@ -24,6 +24,8 @@ mod convert;
 mod erofs;
 mod error;
 mod finish;
+#[doc(hidden)]
+pub mod fuzzing;
 mod id;
 mod ingest;
 mod limits;

@@ -158,7 +158,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
         || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn parse(path: &Path, text: &str, domain: &str) -> Result<Vec<HostConfig>, RegistryError> {
+pub(super) fn parse(path: &Path, text: &str, domain: &str) -> Result<Vec<HostConfig>, RegistryError> {
     let file: HostsFile = toml::from_str(text).map_err(|error| wrong(path, error.to_string()))?;
     if file.host.len() > MAX_HOSTS {
         return Err(wrong(path, format!("it has more than {MAX_HOSTS} hosts")));

@@ -6,6 +6,8 @@ mod challenge;
 mod client;
 mod credentials;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod hosts;
 mod manifest;

@@ -102,6 +102,12 @@ pub fn compile(profile: Profile<'_>, caps: u64) -> Result<Option<Arc<Program>>, 
     }
 }
 
+/// Reads and compiles the text of a profile, past the cache. Public for its fuzz target.
+#[doc(hidden)]
+pub fn compile_text(text: &[u8], caps: u64) -> Result<Program, SeccompError> {
+    compile::compile(&json::parse(text, &Circumstances::here(caps))?)
+}
+
 static CACHE: Cache = Cache::new();
 
 fn runtime_default(caps: u64) -> Result<Arc<Program>, SeccompError> {
@@ -111,9 +117,7 @@ fn runtime_default(caps: u64) -> Result<Arc<Program>, SeccompError> {
 }
 
 fn of_file(text: &Arc<[u8]>, caps: u64) -> Result<Arc<Program>, SeccompError> {
-    CACHE.get_or_make(Key::File { text: text.clone(), caps }, || {
-        compile::compile(&json::parse(text, &Circumstances::here(caps))?)
-    })
+    CACHE.get_or_make(Key::File { text: text.clone(), caps }, || compile_text(text, caps))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SeccompError> {
