@@ -1,5 +1,7 @@
 //! The image index on disk: one redb file, every change one transaction.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -99,6 +101,10 @@ impl Index {
     /// Opens or creates the index and reads it all.
     pub(super) fn open(path: &Path) -> Result<(Self, Contents), StoreError> {
         let index = Self { path: path.to_owned(), database: Mutex::new(None) };
+        if !path.exists() {
+            index.create().map_err(|error| index.failed("create", error))?;
+        }
+        // An older version's index may lack a table.
         index.with_database("open", |database| {
             let transaction = database.begin_write()?;
             create_tables(&transaction)?;
@@ -106,6 +112,23 @@ impl Index {
         })?;
         let contents = index.read()?;
         Ok((index, contents))
+    }
+
+    /// Makes an empty index, which has its name only once it is whole: a half-made one would never open again.
+    fn create(&self) -> Result<(), redb::Error> {
+        let unfinished = self.path.with_extension("redb.new");
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let database = Database::create(&unfinished)?;
+        let transaction = database.begin_write()?;
+        create_tables(&transaction)?;
+        transaction.commit()?;
+        drop(database);
+        fs::rename(&unfinished, &self.path)?;
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        Ok(fs::File::open(directory)?.sync_all()?)
     }
 
     /// Commits one change durably. After an error nothing of it has happened.
@@ -221,7 +244,7 @@ impl Index {
         let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match slot.take() {
             Some(database) => database,
-            None => Database::create(&self.path).map_err(|error| self.failed("open", error.into()))?,
+            None => Database::open(&self.path).map_err(|error| self.failed("open", error.into()))?,
         };
         let result = work(&database).map_err(|error| self.failed(action, error))?;
         *slot = Some(database);
@@ -257,4 +280,30 @@ fn create_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
         meta.insert(FORMAT_KEY, FORMAT)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Killed in its first start, hulld never started again.
+    #[test]
+    fn an_index_that_was_being_made_when_the_daemon_was_killed_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("index.redb");
+        let (index, _) = Index::open(&path).unwrap();
+        drop(index);
+        let whole = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        // redb writes its magic number last
+        let mut torn = whole;
+        torn[..9].fill(0);
+        fs::write(directory.path().join("index.redb.new"), torn).unwrap();
+
+        let (_index, contents) = Index::open(&path).unwrap();
+        assert!(contents.images.is_empty());
+        let names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["index.redb"]);
+    }
 }
