@@ -73,7 +73,7 @@ impl Runtime {
         let (image, layers) = self.image_of(&config)?;
         let id = super::run_pod_sandbox::new_id()?;
         let volumes = mounts::volumes(&image.config.volumes, &config.mounts)?;
-        let log_path = container::log_path(&config, &pod_config);
+        let log = container::log_place(&config, &pod_config);
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: pod.id().to_owned(),
@@ -82,7 +82,7 @@ impl Runtime {
             boot_id: self.boot_id.clone(),
             phase: ContainerPhase::Created.into(),
             created_at: host::now(),
-            log_path: log_path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            log_path: log.map(|place| place.path().to_string_lossy().into_owned()).unwrap_or_default(),
             volumes,
             ..Default::default()
         };
@@ -171,8 +171,8 @@ impl Runtime {
             return Ok(());
         }
         let (directory, volumes) = (directory.to_owned(), volumes.clone());
-        let (images, layers) = (Arc::clone(&self.images), image.layers.clone());
-        blocking(move || volumes::fill(&directory, &volumes, &images, &layers)).await?
+        let (images, image) = (Arc::clone(&self.images), image.clone());
+        blocking(move || volumes::fill(&directory, &volumes, &images, &image)).await?
     }
 
     /// Takes back a container that was not made whole.

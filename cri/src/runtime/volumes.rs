@@ -6,13 +6,13 @@
 //! and hostile.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use hull_images::{ImageStore, LayerId};
+use hull_images::{Image, ImageStore};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
@@ -20,6 +20,8 @@ use super::{Error, Result};
 
 /// Deepest tree that is copied.
 const MAX_DEPTH: usize = 256;
+/// Most bytes of names that are remembered for hard links.
+const MAX_LINKS: usize = 16 << 20;
 /// Extended attributes worth keeping: file capabilities. Overlayfs's own must not be.
 const KEPT_ATTRIBUTE: &CStr = c"security.capability";
 
@@ -28,30 +30,48 @@ pub(super) fn fill(
     directory: &Path,
     volumes: &BTreeMap<String, String>,
     images: &ImageStore,
-    layers: &[LayerId],
+    image: &Image,
 ) -> Result<()> {
     let trees = images
-        .layer_trees(layers)
+        .layer_trees(&image.layers)
         .map_err(|error| Error::Internal(format!("cannot mount the image's layers: {error}")))?;
+    // One VOLUME may lie in another, so some content is copied twice. A hostile image would have it copied many times.
+    let mut room = image.size.saturating_mul(2);
     for (path, name) in volumes {
-        fill_one(&directory.join(name), path, &trees).map_err(|error| {
+        fill_one(&directory.join(name), path, &trees, &mut room).map_err(|error| {
             Error::Internal(format!("cannot copy what the image has at its VOLUME {path}: {error}"))
         })?;
     }
     Ok(())
 }
 
-fn fill_one(target: &Path, path: &str, trees: &[OwnedFd]) -> io::Result<()> {
+fn fill_one(target: &Path, path: &str, trees: &[OwnedFd], room: &mut u64) -> io::Result<()> {
     std::fs::create_dir(target)?;
     let target = File::open(target)?;
     rustix::fs::fchmod(&target, Mode::from_raw_mode(0o755))?;
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     for tree in trees {
         if let Some(found) = descend(tree.as_fd(), &parts, target.as_fd())? {
-            copy_directory(found.as_fd(), target.as_fd(), 0)?;
+            let mut copy =
+                Copy { root: target.as_fd(), path: Vec::new(), linked: BTreeMap::new(), remembered: 0, room };
+            copy.directory(found.as_fd(), target.as_fd(), 0)?;
         }
     }
     Ok(())
+}
+
+/// The copy of one layer's part of a volume.
+struct Copy<'a> {
+    /// The volume's own directory.
+    root: BorrowedFd<'a>,
+    /// Where the copy is, below `root`.
+    path: Vec<u8>,
+    /// Files with several names: number of the inode → the first name, below `root`.
+    linked: BTreeMap<u64, CString>,
+    /// Bytes of these names.
+    remembered: usize,
+    /// Bytes that may still be copied.
+    room: &'a mut u64,
 }
 
 /// Where a layer has the path, if it has it as a directory. What hides the layers below empties the target.
@@ -75,67 +95,121 @@ fn descend(tree: BorrowedFd<'_>, parts: &[&str], target: BorrowedFd<'_>) -> io::
     Ok(Some(here))
 }
 
-fn copy_directory(source: BorrowedFd<'_>, target: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(io::Error::other(format!("its directories are more than {MAX_DEPTH} deep")));
-    }
-    for entry in Dir::read_from(source)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name != c"." && name != c".." {
-            copy_entry(source, target, name, depth)?;
+impl Copy<'_> {
+    fn directory(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(io::Error::other(format!("its directories are more than {MAX_DEPTH} deep")));
         }
-    }
-    let status = rustix::fs::fstat(source)?;
-    copy_attributes(target, &status)
-}
-
-fn copy_entry(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
-    let status = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let kind = kind(&status);
-    if kind != FileType::Directory {
-        remove(target, name)?;
-    }
-    match kind {
-        FileType::Directory => {
-            let from = open_directory(source, name)?;
-            let into = enter_or_make(target, name)?;
-            if is_opaque(from.as_fd()) {
-                empty(into.as_fd())?;
+        for entry in Dir::read_from(source)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                let length = self.path.len();
+                if length > 0 {
+                    self.path.push(b'/');
+                }
+                self.path.extend_from_slice(name.to_bytes());
+                self.entry(source, target, name, depth)?;
+                self.path.truncate(length);
             }
-            copy_directory(from.as_fd(), into.as_fd(), depth + 1)
         }
-        FileType::RegularFile => copy_file(source, target, name, &status),
-        FileType::Symlink => {
-            let link = rustix::fs::readlinkat(source, name, Vec::new())?;
-            rustix::fs::symlinkat(link.as_c_str(), target, name)?;
-            Ok(rustix::fs::chownat(target, name, owner(&status), group(&status), AtFlags::SYMLINK_NOFOLLOW)?)
+        let status = rustix::fs::fstat(source)?;
+        copy_attributes(target, &status)
+    }
+
+    fn entry(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        depth: usize,
+    ) -> io::Result<()> {
+        let status = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = kind(&status);
+        if kind != FileType::Directory {
+            remove(target, name)?;
         }
-        FileType::Fifo => {
-            rustix::fs::mknodat(target, name, FileType::Fifo, mode(&status), 0)?;
-            Ok(rustix::fs::chownat(target, name, owner(&status), group(&status), AtFlags::SYMLINK_NOFOLLOW)?)
+        match kind {
+            FileType::Directory => {
+                let from = open_directory(source, name)?;
+                let into = enter_or_make(target, name)?;
+                if is_opaque(from.as_fd()) {
+                    empty(into.as_fd())?;
+                }
+                self.directory(from.as_fd(), into.as_fd(), depth + 1)
+            }
+            FileType::RegularFile => self.file(source, target, name, &status),
+            FileType::Symlink => {
+                let link = rustix::fs::readlinkat(source, name, Vec::new())?;
+                rustix::fs::symlinkat(link.as_c_str(), target, name)?;
+                own(target, name, &status)
+            }
+            FileType::Fifo => {
+                rustix::fs::mknodat(target, name, FileType::Fifo, mode(&status), 0)?;
+                own(target, name, &status)
+            }
+            // Whiteouts have done their work; devices and sockets have no place in a volume.
+            _ => Ok(()),
         }
-        // Whiteouts have done their work; devices and sockets have no place in a volume.
-        _ => Ok(()),
+    }
+
+    /// A file with several names stays one: a million names of one large file would fill any disk.
+    fn file(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        status: &Stat,
+    ) -> io::Result<()> {
+        if status.st_nlink > 1 {
+            if let Some(first) = self.linked.get(&status.st_ino) {
+                match rustix::fs::linkat(self.root, first, target, name, AtFlags::empty()) {
+                    // It has all the names that the filesystem allows: the next ones are another file's.
+                    Err(Errno::MLINK) => {}
+                    result => return Ok(result?),
+                }
+            }
+            self.remembered += self.path.len();
+            if self.remembered > MAX_LINKS {
+                return Err(io::Error::other("it has too many hard links"));
+            }
+            self.linked.insert(status.st_ino, CString::new(self.path.clone())?);
+        }
+        self.content(source, target, name, status)
+    }
+
+    fn content(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        status: &Stat,
+    ) -> io::Result<()> {
+        let size = u64::try_from(status.st_size).unwrap_or(0);
+        let Some(rest) = self.room.checked_sub(size) else {
+            return Err(io::Error::other("the VOLUMEs together are larger than the image"));
+        };
+        *self.room = rest;
+        let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut from = File::from(rustix::fs::openat(source, name, read, Mode::empty())?);
+        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut into = File::from(rustix::fs::openat(target, name, write, Mode::RUSR | Mode::WUSR)?);
+        io::copy(&mut from, &mut into)?;
+        // Changing the owner drops file capabilities, so they come last.
+        copy_attributes(into.as_fd(), status)?;
+        let mut value = [0; 64];
+        match rustix::fs::fgetxattr(&from, KEPT_ATTRIBUTE, &mut value[..]) {
+            Ok(length) => {
+                Ok(rustix::fs::fsetxattr(&into, KEPT_ATTRIBUTE, &value[..length], XattrFlags::empty())?)
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
-fn copy_file(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, status: &Stat) -> io::Result<()> {
-    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut from = File::from(rustix::fs::openat(source, name, read, Mode::empty())?);
-    let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut into = File::from(rustix::fs::openat(target, name, write, Mode::RUSR | Mode::WUSR)?);
-    io::copy(&mut from, &mut into)?;
-    // Changing the owner drops file capabilities, so they come last.
-    copy_attributes(into.as_fd(), status)?;
-    let mut value = [0; 64];
-    match rustix::fs::fgetxattr(&from, KEPT_ATTRIBUTE, &mut value[..]) {
-        Ok(length) => {
-            Ok(rustix::fs::fsetxattr(&into, KEPT_ATTRIBUTE, &value[..length], XattrFlags::empty())?)
-        }
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+fn own(target: BorrowedFd<'_>, name: &CStr, status: &Stat) -> io::Result<()> {
+    Ok(rustix::fs::chownat(target, name, owner(status), group(status), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 fn copy_attributes(target: BorrowedFd<'_>, status: &Stat) -> io::Result<()> {
@@ -242,7 +316,7 @@ mod tests {
         std::os::unix::fs::chown(root.join("2/data"), Some(7), Some(8)).unwrap();
 
         let target = root.join("volume");
-        fill_one(&target, "/data", &trees).unwrap();
+        fill_one(&target, "/data", &trees, &mut 100).unwrap();
         assert_eq!(fs::read_to_string(target.join("kept")).unwrap(), "one");
         assert!(!target.join("hidden").exists() && !target.join("sub/old").exists());
         assert_eq!(fs::read_to_string(target.join("sub/new")).unwrap(), "four");
@@ -261,9 +335,32 @@ mod tests {
         symlink("/", root.join("0/up")).unwrap();
         for (number, path) in ["/data", "/up/etc"].iter().enumerate() {
             let target = root.join(format!("volume-{number}"));
-            fill_one(&target, path, &trees).unwrap();
+            fill_one(&target, path, &trees, &mut 100).unwrap();
             assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "{path}");
         }
+    }
+
+    #[test]
+    fn a_file_with_many_names_is_copied_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let trees = layers(root, 2);
+        fs::create_dir_all(root.join("0/data/sub")).unwrap();
+        fs::write(root.join("0/data/one"), "sixty bytes".repeat(6)).unwrap();
+        for name in ["two", "sub/three"] {
+            fs::hard_link(root.join("0/data/one"), root.join("0/data").join(name)).unwrap();
+        }
+        // An upper layer's file of one of the names leaves the others alone.
+        fs::create_dir_all(root.join("1/data")).unwrap();
+        fs::write(root.join("1/data/two"), "new").unwrap();
+        let target = root.join("volume");
+        fill_one(&target, "/data", &trees, &mut 100).unwrap();
+        let one = fs::metadata(target.join("one")).unwrap();
+        assert_eq!((one.nlink(), one.ino()), (2, fs::metadata(target.join("sub/three")).unwrap().ino()));
+        assert_eq!(fs::read_to_string(target.join("two")).unwrap(), "new");
+
+        let refused = fill_one(&root.join("another"), "/data", &trees, &mut 50).unwrap_err();
+        assert!(refused.to_string().contains("larger than the image"), "{refused}");
     }
 
     #[test]
@@ -271,7 +368,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let trees = layers(directory.path(), 2);
         let target = directory.path().join("volume");
-        fill_one(&target, "/not/there", &trees).unwrap();
+        fill_one(&target, "/not/there", &trees, &mut 100).unwrap();
         assert_eq!(fs::metadata(&target).unwrap().mode() & 0o7777, 0o755);
     }
 }

@@ -138,7 +138,7 @@ impl Launcher for ProcessLauncher {
                 })?,
                 Source::Tree(tree) => open_host_tree(tree)?,
                 Source::Own(path) => open_own(path)?,
-                Source::Log(path) => open_log(path)?,
+                Source::Log(place) => open_log(place)?,
             };
             slots.descriptor(fd);
         }

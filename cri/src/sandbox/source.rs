@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use hull_agent::protocol::messages::Propagation;
 use hull_images::LayerId;
 use hull_sys::mount::{OpenTreeFlags, open_tree};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
 
 use super::SandboxError;
 
@@ -22,8 +23,24 @@ pub enum Source {
     Tree(HostTree),
     /// A directory of the container's own below hull's root.
     Own(PathBuf),
-    /// The log file, opened for append; made with its directory if missing.
-    Log(PathBuf),
+    /// The log file, opened for append; made with its directories if missing.
+    Log(LogPlace),
+}
+
+/// Where a container's log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPlace {
+    /// The pod's directory for logs; absolute, symbolic links are followed.
+    pub directory: PathBuf,
+    /// The file below it; no link is followed.
+    pub file: PathBuf,
+}
+
+impl LogPlace {
+    /// The whole path.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join(&self.file)
+    }
 }
 
 /// A host path to be mounted in a container.
@@ -66,31 +83,50 @@ pub(super) fn open_own(path: &Path) -> Result<OwnedFd, SandboxError> {
     open_tree(CWD, path, flags).map_err(|errno| SandboxError::host("open", path)(errno.into()))
 }
 
-/// Opens a container's log. The last component is never followed if it is a link: pods that may write to the log
-/// directory could point it at any file of the host.
-pub fn open_log(path: &Path) -> Result<OwnedFd, SandboxError> {
-    let open = || {
-        let mut options = fs::OpenOptions::new();
-        options.append(true).create(true).mode(0o640);
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path)
-    };
-    let opened = match open() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(directory) = path.parent() {
-                let mut builder = fs::DirBuilder::new();
-                let made = builder.recursive(true).mode(0o755).create(directory);
-                made.map_err(SandboxError::host("make the log directory", directory))?;
-            }
-            open()
-        }
+/// Opens a container's log. Below the pod's directory no link is followed and nothing but a plain file is opened: a
+/// pod that may write there could point it at any file of the host, or put a FIFO there that makes us wait for ever.
+pub fn open_log(place: &LogPlace) -> Result<OwnedFd, SandboxError> {
+    let (path, directory) = (place.path(), &place.directory);
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o755).create(directory);
+    made.map_err(SandboxError::host("make the log directory", directory))?;
+    let below = fs::File::open(directory).map_err(SandboxError::host("open", directory))?;
+    let opened = match open_below(&below, &place.file) {
+        Err(Errno::NOENT) => make_parents(&below, &place.file).and_then(|()| open_below(&below, &place.file)),
         other => other,
     };
-    let file = opened.map_err(SandboxError::host("open the log", path))?;
-    let kind = file.metadata().map_err(SandboxError::host("look at the log", path))?.file_type();
-    if !kind.is_file() {
+    let file = opened.map_err(|errno| SandboxError::host("open the log", &path)(errno.into()))?;
+    let status = rustix::fs::fstat(&file);
+    let status = status.map_err(|errno| SandboxError::host("look at the log", &path)(errno.into()))?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
         return Err(SandboxError::Source(format!("the log {} is not a regular file", path.display())));
     }
-    Ok(file.into())
+    Ok(file)
+}
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+
+fn open_below(directory: &fs::File, file: &Path) -> Result<OwnedFd, Errno> {
+    // A regular file knows no waiting; a FIFO without a reader is ENXIO instead of a wait.
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat2(directory, file, flags | OFlags::NOCTTY, Mode::from_raw_mode(0o640), BENEATH)
+}
+
+/// The directories on the way to the file, from the top.
+fn make_parents(directory: &fs::File, file: &Path) -> Result<(), Errno> {
+    let above = |path: &Path| path.parent().map(Path::to_owned).filter(|path| !path.as_os_str().is_empty());
+    let parents: Vec<PathBuf> = std::iter::successors(above(file), |path| above(path)).collect();
+    for path in parents.iter().rev() {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = above(path).unwrap_or_else(|| ".".into());
+        let parent = rustix::fs::openat2(directory, parent, flags, Mode::empty(), BENEATH)?;
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// Propagation works only if the host's mount takes part in it (mount_namespaces(7)).
@@ -151,15 +187,34 @@ mod tests {
     #[test]
     fn a_log_is_made_with_its_directory_and_never_through_a_link() {
         let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("pod/name/0.log");
-        open_log(&log).unwrap();
+        let root = directory.path();
+        let place = |file: &str| LogPlace { directory: root.join("link-to-pod"), file: file.into() };
+        fs::create_dir(root.join("pod")).unwrap();
+        std::os::unix::fs::symlink("pod", root.join("link-to-pod")).unwrap();
+        open_log(&place("a/b/0.log")).unwrap();
+        let log = root.join("pod/a/b/0.log");
         assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o7777, 0o640);
-        let target = directory.path().join("shadow");
+        assert_eq!(fs::metadata(root.join("pod/a")).unwrap().permissions().mode() & 0o7777, 0o755);
+        open_log(&place("0.log")).unwrap();
+
+        let target = root.join("shadow");
         fs::write(&target, "").unwrap();
-        let link = directory.path().join("pod/name/1.log");
-        std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(open_log(&link).is_err());
-        assert!(open_log(Path::new("/dev/null")).is_err());
+        std::os::unix::fs::symlink(&target, root.join("pod/a/1.log")).unwrap();
+        std::os::unix::fs::symlink(root, root.join("pod/up")).unwrap();
+        for file in ["a/1.log", "up/shadow", "up/new.log", "up/new/0.log", "a", "../shadow", "/etc/passwd"] {
+            assert!(open_log(&place(file)).is_err(), "{file}");
+        }
+        assert!(!root.join("new.log").exists() && !root.join("new").exists());
+        let null = LogPlace { directory: "/dev".into(), file: "null".into() };
+        assert!(open_log(&null).is_err());
+    }
+
+    #[test]
+    fn a_fifo_in_a_logs_place_makes_nobody_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("0.log");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(open_log(&LogPlace { directory: directory.path().into(), file: "0.log".into() }).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::api::runtime::{
     ContainerConfig, ContainerMetadata, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
 use crate::runtime::Error;
-use crate::sandbox::Source;
+use crate::sandbox::{LogPlace, Source};
 use crate::security;
 use crate::store::record::{ContainerRecord, ImageFacts, SandboxRecord};
 
@@ -72,12 +72,13 @@ pub fn check(config: &ContainerConfig, pod: &PodSandboxConfig) -> Result<Contain
     Ok(metadata)
 }
 
-/// Where the log goes: the pod's directory and the container's path together; None if either says nothing.
-pub fn log_path(config: &ContainerConfig, pod: &PodSandboxConfig) -> Option<PathBuf> {
+/// Where the log goes: the container's path in the pod's directory; None if either says nothing.
+pub fn log_place(config: &ContainerConfig, pod: &PodSandboxConfig) -> Option<LogPlace> {
     if config.log_path.is_empty() || pod.log_directory.is_empty() {
         return None;
     }
-    Some(Path::new(&pod.log_directory).join(config.log_path.trim_start_matches('/')))
+    let file = PathBuf::from(config.log_path.trim_start_matches('/'));
+    Some(LogPlace { directory: PathBuf::from(&pod.log_directory), file })
 }
 
 /// Everything that starting the container needs. `directory` is the container's own below hull's root.
@@ -98,8 +99,8 @@ pub fn plan(
     let mut sources = Vec::new();
     let rootfs = rootfs(&image, &context, directory, &mut sources)?;
     let mounts = mounts::mounts(&config.mounts, &container.volumes, directory, &mut sources)?;
-    let log = (!container.log_path.is_empty()).then(|| {
-        sources.push(Source::Log(PathBuf::from(&container.log_path)));
+    let log = log_place(&config, &pod_config).map(|place| {
+        sources.push(Source::Log(place));
         sources.len() as u32 - 1
     });
     let (pid_mode, pid_target) = pid_mode(&context, &pod_config)?;
@@ -300,7 +301,7 @@ mod tests {
             layer("b"),
             layer("a"),
             Source::Own("/own/writable".into()),
-            Source::Log("/logs/app/0.log".into()),
+            Source::Log(LogPlace { directory: "/logs".into(), file: "app/0.log".into() }),
         ];
         assert_eq!(plan.sources, expected, "the uppermost layer comes first");
         let rootfs = plan.start.rootfs.as_ref().unwrap();
@@ -375,9 +376,10 @@ mod tests {
             log_path: path.into(),
             ..Default::default()
         };
-        assert_eq!(log_path(&with("a/0.log"), &pod), Some("/logs/a/0.log".into()));
-        assert_eq!(log_path(&with("/a/0.log"), &pod), Some("/logs/a/0.log".into()));
-        assert_eq!(log_path(&with(""), &pod), None);
+        let path = |path: &str| log_place(&with(path), &pod).map(|place| place.path());
+        assert_eq!(path("a/0.log"), Some("/logs/a/0.log".into()));
+        assert_eq!(path("/a/0.log"), Some("/logs/a/0.log".into()));
+        assert_eq!(path(""), None);
         assert!(check(&with("../../etc/passwd"), &pod).is_err());
     }
 }

@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn translate(cri: &[Mount]) -> Result<(Vec<messages::Mount>, Vec<Source>), Error> {
-        let mut sources = vec![Source::Log("/log".into())];
+        let mut sources = vec![Source::Own("/writable".into())];
         let mounts = mounts(cri, &BTreeMap::new(), Path::new("/own"), &mut sources)?;
         Ok((mounts, sources))
     }
