@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 
 use super::{Error, Result, Runtime};
 use crate::api::runtime::{ExecSyncRequest, ExecSyncResponse};
-use crate::sandbox::Slots;
+use crate::sandbox::{Agent, SandboxError, Slots};
 use crate::store::record::ContainerPhase;
 
 /// Most bytes of each stream that are kept.
@@ -53,7 +53,8 @@ impl Runtime {
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             inherit: true,
         };
-        let call = agent.call(request::Call::Exec(exec), slots);
+        let doing = format!("cannot execute a command in the container {}", container.id());
+        let call = execute(&agent, exec, slots);
         let ended = async {
             let answer = if limit.is_zero() {
                 call.await
@@ -63,7 +64,6 @@ impl Runtime {
                     Err(_) => return Err(timed_out(limit)),
                 }
             };
-            let doing = format!("cannot execute a command in the container {}", container.id());
             match answer.map_err(Error::sandbox(doing))? {
                 response::Outcome::ExecEnded(ended) if ended.timed_out => Err(timed_out(limit)),
                 response::Outcome::ExecEnded(ended) => Ok(ended),
@@ -72,6 +72,37 @@ impl Runtime {
         };
         let (ended, stdout, stderr) = collect(ended, stdout, stderr).await?;
         Ok(answer(ended, stdout, stderr))
+    }
+}
+
+/// Runs the command in the agent. Given up before the answer (the client went away), the command is killed: without a
+/// time limit it might run for ever.
+async fn execute(
+    agent: &Agent,
+    exec: messages::Exec,
+    slots: Slots,
+) -> std::result::Result<response::Outcome, SandboxError> {
+    let asked = agent.ask(request::Call::Exec(exec), slots)?;
+    let mut unfinished = Unfinished { agent, request: Some(asked.id()) };
+    let answer = asked.answer().await;
+    unfinished.request = None;
+    answer
+}
+
+/// An exec that nobody has heard the end of.
+struct Unfinished<'a> {
+    agent: &'a Agent,
+    request: Option<u64>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let Some(exec_request) = self.request else { return };
+        let call = request::Call::StopExec(messages::StopExec { exec_request });
+        // Nobody waits for the answer; an agent that is gone has taken the command with it.
+        if let Err(error) = self.agent.ask(call, Slots::default()) {
+            tracing::debug!(%error, "cannot end a command whose caller has gone");
+        }
     }
 }
 
@@ -173,6 +204,31 @@ mod tests {
         file.write_all(b"last words").unwrap();
         let (_, out, _) = collect(async { Ok(ended()) }, stdout, stderr).await.unwrap();
         assert_eq!(out, b"last words");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_command_that_is_given_up_is_stopped_and_a_finished_one_is_not() {
+        use hull_agent::protocol::BlockingConnection;
+        use messages::{Message, Request, Response, message::Body};
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let agent = std::thread::spawn(move || {
+            let mut connection = BlockingConnection::new(theirs.into());
+            let mut receive = || connection.recv().unwrap().unwrap().message;
+            let finished = receive();
+            let outcome = Some(response::Outcome::ExecEnded(ended()));
+            let answer = Message { id: finished.id, body: Some(Body::Response(Response { outcome })) };
+            connection.send(&answer, &[]).unwrap();
+            let mut receive = || connection.recv().unwrap().unwrap().message;
+            let given_up = receive();
+            let Some(Body::Request(Request { call, .. })) = receive().body else { panic!() };
+            let stop = messages::StopExec { exec_request: given_up.id };
+            assert_eq!(call, Some(request::Call::StopExec(stop)));
+        });
+        let (client, _events) = Agent::connect(ours).unwrap();
+        execute(&client, messages::Exec::default(), Slots::default()).await.unwrap();
+        let call = execute(&client, messages::Exec::default(), Slots::default());
+        tokio::time::timeout(Duration::from_millis(50), call).await.unwrap_err();
+        agent.join().unwrap();
     }
 
     #[test]
