@@ -17,7 +17,7 @@ impl Runtime {
     }
 
     async fn remove_pod(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
-        let _order = pod.order.write().await;
+        let _order = self.order_to_end(pod).await;
         self.stop_pod(pod).await?;
         for container in pod.containers() {
             self.forget_container(&container).await?;

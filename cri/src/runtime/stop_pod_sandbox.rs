@@ -1,8 +1,10 @@
 //! StopPodSandbox: nothing of the pod runs any more, and its network is given back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hull_agent::protocol::messages::{StopSandbox, request};
+use tokio::sync::RwLockWriteGuard;
 
 use super::objects::Pod;
 use super::translate::pod;
@@ -10,6 +12,10 @@ use super::{Error, Result, Runtime};
 use crate::sandbox::{SandboxError, Slots};
 use crate::store::record::PodPhase;
 
+/// How long an operation on one of its containers may keep a pod from being stopped.
+const COURTESY: Duration = Duration::from_secs(10);
+/// How long an agent may take to end its pod; it gives up itself after 10 s.
+const STOP_TIME: Duration = Duration::from_secs(15);
 /// Exit code of a container that was killed with its pod (128 + SIGKILL).
 const KILLED: i32 = 137;
 
@@ -22,10 +28,23 @@ impl Runtime {
         };
         let runtime = Arc::clone(self);
         let stopping = async move {
-            let _order = pod.order.write().await;
+            let _order = runtime.order_to_end(&pod).await;
             runtime.stop_pod(&pod).await
         };
         self.to_the_end(stopping).await
+    }
+
+    /// The order of a pod that is to be ended. An agent that hangs in the start of a container must not keep its pod
+    /// alive: with its death the start fails, and the order is free.
+    pub(super) async fn order_to_end<'a>(&self, pod: &'a Arc<Pod>) -> RwLockWriteGuard<'a, ()> {
+        if let Ok(order) = tokio::time::timeout(COURTESY, pod.order.write()).await {
+            return order;
+        }
+        tracing::warn!(pod = pod.id(), "an operation in the pod does not end; the pod is killed");
+        if let Err(error) = self.clear(pod).await {
+            tracing::warn!(pod = pod.id(), %error, "cannot kill the pod");
+        }
+        pod.order.write().await
     }
 
     /// The caller holds the pod's order.
@@ -47,8 +66,8 @@ impl Runtime {
         pod.set_ending(true);
         if let Some(agent) = pod.agent() {
             let call = request::Call::StopSandbox(StopSandbox {});
-            match agent.order("stop the pod", call, Slots::default()).await {
-                Ok(()) | Err(SandboxError::Lost(_)) => {}
+            match agent.call_within(STOP_TIME, "stop the pod", call, Slots::default()).await {
+                Ok(_) | Err(SandboxError::Lost(_)) => {}
                 Err(error) => {
                     tracing::warn!(pod = pod.id(), %error, "the pod's agent does not stop it; it is killed");
                 }
