@@ -108,7 +108,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         },
         SandboxError::Lost(_) => Code::Unavailable,
         SandboxError::Silent(_) => Code::DeadlineExceeded,
-        SandboxError::Source(_) => Code::InvalidArgument,
+        SandboxError::Source(_) | SandboxError::Encode(_) => Code::InvalidArgument,
         SandboxError::Host { .. } | SandboxError::Layers(_) => Code::Unknown,
         _ => Code::Internal,
     }

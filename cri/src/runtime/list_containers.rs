@@ -23,19 +23,20 @@ impl Runtime {
 }
 
 fn listed(record: &ContainerRecord) -> Container {
-    let config = record.config.clone().unwrap_or_default();
-    let image = record.image.clone().unwrap_or_default();
+    // kubelet lists every second: only what is shown is copied.
+    let config = record.config.as_ref();
+    let image_id = record.image.as_ref().map_or("", |image| &image.id);
     Container {
         id: record.id.clone(),
         pod_sandbox_id: record.sandbox_id.clone(),
-        metadata: config.metadata,
-        image: config.image,
-        image_ref: image.id.clone(),
+        metadata: config.and_then(|config| config.metadata.clone()),
+        image: config.and_then(|config| config.image.clone()),
+        image_ref: image_id.to_owned(),
         state: state(record.phase()).into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
-        image_id: image.id,
+        labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+        annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
+        image_id: image_id.to_owned(),
     }
 }
 

@@ -153,8 +153,8 @@ impl Runtime {
         Ok((Some(attachment), nascent?))
     }
 
-    /// Takes back a pod that could not be made. What cannot be taken back stays as a pod that is not ready, so that
-    /// its owner sees it and its removal is tried again.
+    /// Takes back a pod that could not be made. What cannot be taken back stays as a pod that is not ready and has no
+    /// right to its name, so that its owner sees it and its removal is tried again.
     async fn undo(self: &Arc<Self>, pod: &Arc<Pod>) {
         match self.dismantle(pod).await {
             Ok(()) => {
@@ -165,10 +165,6 @@ impl Runtime {
             Err(error) => {
                 tracing::warn!(pod = pod.id(), %error, "a pod that was not made cannot be cleared away yet");
                 pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
-                if let Some(metadata) = pod.with_record(|record| record.config.clone()?.metadata) {
-                    // The reservation frees the name; the pod takes it again only if nobody else has by then.
-                    tracing::debug!(pod = pod.id(), name = metadata.name, "it is listed as not ready");
-                }
                 self.objects.add_pod(Arc::clone(pod));
             }
         }

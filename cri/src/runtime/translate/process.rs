@@ -43,6 +43,9 @@ pub fn environment(
     }
     merged.set(format!("HOSTNAME={hostname}"));
     for entry in &image.env {
+        if entry.contains('\0') {
+            return Err(invalid("an environment variable of the image contains a zero byte"));
+        }
         // One without a value says nothing.
         if entry.contains('=') {
             merged.set(entry.clone());
@@ -137,6 +140,8 @@ mod tests {
             let config = ContainerConfig { envs, ..Default::default() };
             assert!(environment(&config, &ImageFacts::default(), "").is_err(), "{key:?}");
         }
+        let image = ImageFacts { env: vec!["A=\0".into()], ..Default::default() };
+        assert!(environment(&ContainerConfig::default(), &image, "").is_err());
     }
 
     #[test]
