@@ -44,6 +44,7 @@ impl Server {
             Some(Call::State(_)) => Ok(Outcome::State(self.state())),
             Some(Call::Forget(call)) => self.forget(&call).map(done),
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
+            Some(Call::Attach(call)) => self.attach(&call, &slots).map(done),
             Some(Call::StopExec(call)) => {
                 self.stop_exec(connection, call.exec_request);
                 Ok(done(()))

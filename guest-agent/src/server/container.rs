@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hull_sys::process::Ended;
 
 use super::Server;
+use super::attach::AttachedInput;
 use super::failure::CallError;
 use crate::cgroup::{Leaf, OomWatch};
 use crate::protocol::is_valid_id;
@@ -40,6 +41,9 @@ pub(super) struct Container {
     /// The writing end of its stdin, held open for whoever attaches.
     pub(super) stdin: Option<OwnedFd>,
     pub(super) oom: Option<OomState>,
+    /// The end of the first attached caller's input closes stdin.
+    pub(super) stdin_once: bool,
+    pub(super) inputs: Vec<AttachedInput>,
     pub(super) phase: Phase,
 }
 
@@ -110,6 +114,15 @@ impl Container {
             self.log.close();
             self.stdin = None;
         }
+            self.inputs = Vec::new();
+        }
+    }
+
+    /// Nobody is attached any more.
+    pub(super) fn detach_all(&mut self) {
+        self.inputs = Vec::new();
+        for stream in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            stream.forget_taps();
     }
 
     /// The terminal's primary end, until its last user has gone.
@@ -190,7 +203,14 @@ impl Server {
         let ended =
             taken.as_mut().is_some_and(|output| output.pump(&mut container.log, buffers) == Progress::Ended);
         *container.stream(stream) = taken.filter(|_| !ended);
+        let late = taken.as_mut().map_or_else(Vec::new, OutputStream::take_late);
         if ended && container.stdout.is_none() && container.stderr.is_none() {
+        for number in late {
+            // Without one of its streams the other would only seem whole.
+            for stream in [&mut container.stdout, &mut container.stderr].into_iter().flatten() {
+                stream.forget_tap(number);
+            }
+        }
             self.output_ended(serial);
         }
     }

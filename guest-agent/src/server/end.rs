@@ -123,6 +123,7 @@ impl Server {
             report::line(format_args!("{dropped} bytes of the log of container {id} could not be written"));
         }
         container.oom = None;
+        container.detach_all();
         container.phase = Phase::Ended(record.clone());
         container.close_idle();
         self.send_event(Event { event: Some(event::Event::Exited(record)) });

@@ -211,7 +211,8 @@ impl Server {
     }
 }
 
-fn own_end(slots: &Slots<'_>, slot: u32, what: &str) -> Result<OwnedFd, CallError> {
+/// The caller's end in a slot, to keep.
+pub(super) fn own_end(slots: &Slots<'_>, slot: u32, what: &str) -> Result<OwnedFd, CallError> {
     let fd = slots.get(slot).ok_or_else(|| CallError::no_slot(what, slot))?;
     fd.try_clone_to_owned()
         .map_err(|error| CallError::system(format_args!("cannot keep the process's {what}"), error))

@@ -1,5 +1,6 @@
 //! The agent's life: born with a socket, one event loop, no threads.
 
+mod attach;
 mod birth;
 mod calls;
 mod connection;
@@ -112,6 +113,7 @@ impl Server {
             Source::Output(serial, stream) => self.output_ready(serial, stream),
             Source::Oom(serial) => self.oom_event(serial),
             Source::Exec(serial) => self.exec_terminal_ready(serial),
+            Source::Input(serial) => self.input_ready(serial),
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) enum Source {
     Oom(u32),
     /// The terminal of an exec, or one of its caller's ends.
     Exec(u32),
+    /// What an attached caller typed, or the stdin of the container that it is for.
+    Input(u32),
 }
 
 impl Source {
@@ -40,6 +42,7 @@ impl Source {
             Self::Output(serial, Stream::Stderr) => (4, serial),
             Self::Oom(serial) => (5, serial),
             Self::Exec(serial) => (6, serial),
+            Self::Input(serial) => (7, serial),
         };
         (kind << 32) | serial as u64
     }
@@ -54,6 +57,7 @@ impl Source {
             4 => Self::Output(serial, Stream::Stderr),
             5 => Self::Oom(serial),
             6 => Self::Exec(serial),
+            7 => Self::Input(serial),
             _ => return None,
         })
     }
@@ -134,6 +138,7 @@ mod tests {
                 Source::Output(serial, Stream::Stderr),
                 Source::Oom(serial),
                 Source::Exec(serial),
+                Source::Input(serial),
             ] {
                 assert_eq!(Source::from_data(source.to_data()), Some(source));
             }

@@ -70,6 +70,13 @@ impl Server {
         let serial = self.take_serial();
         let is_terminal = launched.terminal.is_some();
         // The terminal shows both; CRI logs it as stdout.
+        // What is typed at a terminal goes in where it shows things.
+        let typed = launched.terminal.as_ref().filter(|_| spec.stdin);
+        let stdin = typed.and_then(|terminal| terminal.try_clone().ok()).or(stdio.stdin);
+        if let Some(stdin) = &stdin {
+            // Nobody who is attached may hold up the agent.
+            let _ = rustix::io::ioctl_fionbio(stdin, true);
+        }
         let stdout = launched.terminal.or(stdio.stdout);
         let stream = |fd: Option<OwnedFd>, stream| fd.and_then(|fd| OutputStream::new(fd, stream).ok());
         self.containers.push(Container {
@@ -84,7 +91,9 @@ impl Server {
             stdout: stream(stdout, Stream::Stdout),
             stderr: stream(stdio.stderr, Stream::Stderr),
             is_terminal,
-            stdin: stdio.stdin,
+            stdin,
+            stdin_once: spec.stdin_once,
+            inputs: Vec::new(),
             oom: None,
             phase: Phase::Running { pidfd: launched.pidfd, process },
         });

@@ -9,5 +9,5 @@ mod timestamp;
 pub use line::{MAX_LINE, Stream};
 pub use log_file::LogFile;
 pub use output::{Buffers, OutputStream, Progress};
-pub use relay::{Interest, TerminalRelay};
+pub use relay::{InputRelay, Interest, TerminalRelay, Typed};
 pub use timestamp::{now, rfc3339};

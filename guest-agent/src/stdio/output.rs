@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::line::{Lines, Stream};
@@ -40,13 +41,72 @@ pub enum Progress {
 pub struct OutputStream {
     source: OwnedFd,
     lines: Lines,
+    taps: Vec<Tap>,
+    late: Vec<u32>,
+}
+
+/// Somebody who reads along.
+#[derive(Debug)]
+struct Tap {
+    number: u32,
+    pipe: OwnedFd,
 }
 
 impl OutputStream {
     /// Takes over `source` and makes it non-blocking.
     pub fn new(source: OwnedFd, stream: Stream) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&source, true)?;
-        Ok(Self { source, lines: Lines::new(stream) })
+        Ok(Self { source, lines: Lines::new(stream), taps: Vec::new(), late: Vec::new() })
+    }
+
+    /// Gives what comes from now on to `pipe` as well. A pipe that does not take a piece whole is let go, with what it
+    /// has taken: see [`Self::take_late`].
+    pub fn tap(&mut self, number: u32, pipe: OwnedFd) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        self.taps.push(Tap { number, pipe });
+        Ok(())
+    }
+
+    /// How many read along.
+    pub const fn taps(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Lets go of one.
+    pub fn forget_tap(&mut self, number: u32) {
+        self.taps.retain(|tap| tap.number != number);
+    }
+
+    /// Lets go of all.
+    pub fn forget_taps(&mut self) {
+        self.taps = Vec::new();
+    }
+
+    /// Lets go of those whose reader has gone.
+    pub fn forget_gone_taps(&mut self) {
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.taps.retain(|tap| {
+            let mut look = [PollFd::new(&tap.pipe, PollFlags::empty())];
+            let looked = rustix::event::poll(&mut look, Some(&now));
+            looked.is_err() || !look[0].revents().contains(PollFlags::ERR)
+        });
+    }
+
+    /// Those that were let go because they were too slow, since this was last asked.
+    pub fn take_late(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.late)
+    }
+
+    fn feed_taps(taps: &mut Vec<Tap>, late: &mut Vec<u32>, bytes: &[u8]) {
+        taps.retain(|tap| match rustix::io::write(&tap.pipe, bytes) {
+            Ok(length) if length == bytes.len() => true,
+            // The reader has gone.
+            Err(Errno::PIPE) => false,
+            _ => {
+                late.push(tap.number);
+                false
+            }
+        });
     }
 
     /// Reads one chunk and logs it.
@@ -85,6 +145,9 @@ impl OutputStream {
             // A terminal says EIO when its last user is gone.
             Err(_) => None,
         };
+        if let Some(length) = length.filter(|_| !self.taps.is_empty()) {
+            Self::feed_taps(&mut self.taps, &mut self.late, &buffers.chunk[..length]);
+        }
         if !log.is_open() {
             return length;
         }
@@ -158,6 +221,32 @@ mod tests {
         assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Open);
         let lengths: Vec<usize> = case.contents().iter().map(String::len).collect();
         assert_eq!(lengths, [9 + 16_384, 9 + 16_384, 9 + 40_000 - 2 * 16_384]);
+    }
+
+    #[test]
+    fn whoever_reads_along_gets_every_byte_and_who_is_too_slow_is_let_go() {
+        let mut case = case();
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let ((mut reader, fast), (_stalled, slow), (gone, left)) = {
+            let ((reader, fast), slow, left) = (pipe(), pipe(), pipe());
+            ((File::from(reader), fast), slow, left)
+        };
+        drop(gone);
+        for (number, end) in [fast, slow, left].into_iter().enumerate() {
+            case.stream.tap(number as u32, end).unwrap();
+        }
+        case.stream.forget_gone_taps();
+        assert_eq!(case.stream.taps(), 2);
+        for round in 0..3_u8 {
+            case.writer.write_all(&[round; 60_000]).unwrap();
+            case.stream.drain(&mut case.log, &mut case.buffers);
+            let mut seen = vec![0; 60_000];
+            reader.read_exact(&mut seen).unwrap();
+            assert_eq!(seen, [round; 60_000]);
+        }
+        assert_eq!((case.stream.taps(), case.stream.take_late()), (1, vec![1]));
+        case.stream.forget_taps();
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "its end tells");
     }
 
     #[test]

@@ -66,6 +66,50 @@ impl Direction {
     }
 }
 
+/// What an attached caller types, on its way to a container's stdin.
+#[derive(Debug)]
+pub struct InputRelay {
+    input: OwnedFd,
+    typed: Direction,
+}
+
+/// What there is to wait for after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Typed {
+    /// The caller may type more.
+    Wanted,
+    /// The container does not take more for now.
+    Stuck,
+    /// The caller will type no more.
+    Ended,
+    /// The container will read no more.
+    Unread,
+}
+
+impl InputRelay {
+    /// Takes over the caller's end and makes it non-blocking.
+    pub fn new(input: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&input, true)?;
+        Ok(Self { input, typed: Direction::new() })
+    }
+
+    /// Moves what can be moved to `stdin`, which must be non-blocking.
+    pub fn step(&mut self, stdin: BorrowedFd<'_>) -> Typed {
+        match self.typed.step(self.input.as_fd(), stdin) {
+            Moved::All => Typed::Wanted,
+            Moved::Stuck => Typed::Stuck,
+            Moved::SourceEnded => Typed::Ended,
+            Moved::SinkEnded => Typed::Unread,
+        }
+    }
+}
+
+impl AsFd for InputRelay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+}
+
 /// Passes bytes between a terminal and the ends that the caller of an exec gave.
 #[derive(Debug)]
 pub struct TerminalRelay {
