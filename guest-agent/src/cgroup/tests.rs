@@ -475,9 +475,9 @@ fn what_kubelet_made_in_v1_alone_is_left_there() {
 }
 
 #[test]
-fn a_v2_leaf_gives_a_descriptor_to_clone_into() {
+fn a_leaf_of_the_unified_hierarchy_gives_a_descriptor_to_clone_into() {
     let pod = Pod::new("clone");
-    assert_eq!(pod.leaf.clone_fd().is_some(), hierarchies().is_v2());
+    assert_eq!(pod.leaf.clone_fd().is_some(), hierarchies().unified.is_some());
     assert!(pod.cgroup.leaf("absent").unwrap().clone_fd().is_none());
 }
 

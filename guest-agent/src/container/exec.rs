@@ -15,7 +15,9 @@ use super::{ChildStdio, LaunchError, Launched, PidNamespace, execute, launch, pl
 /// A container that another process is started in.
 #[derive(Debug)]
 pub struct RunningContainer<'a> {
-    /// Its first process.
+    /// Its first process, which has not been waited for.
+    pub pid: i32,
+    /// The same.
     pub pidfd: BorrowedFd<'a>,
     /// Its cgroup.
     pub cgroup: &'a Leaf,
@@ -38,8 +40,8 @@ pub fn exec(
 ) -> Result<Launched, LaunchError> {
     let process = plan::exec_process(container.process, request, inherit)?;
     let join = PidNamespace::Join(container.pidfd);
-    launch::start(container.cgroup, Namespaces::NONE, join, |reporter, wait| {
-        exec_process(&process, container, stdio, reporter, wait)
+    launch::start(container.cgroup, Some(container.pid), Namespaces::NONE, join, |reporter| {
+        exec_process(&process, container, stdio, reporter)
     })
 }
 
@@ -48,13 +50,9 @@ fn exec_process(
     container: &RunningContainer<'_>,
     stdio: ChildStdio,
     reporter: &Reporter,
-    wait: bool,
 ) -> Result<Infallible, Failure> {
     let own = execute::begin(process)?;
     let null = agent_null()?;
-    if wait {
-        reporter.await_placement().during(Stage::Start, || "cannot wait for the container's cgroup")?;
-    }
     let mut namespaces = Namespaces::MOUNT;
     if container.private_cgroup_namespace {
         namespaces |= Namespaces::CGROUP;
@@ -66,5 +64,6 @@ fn exec_process(
     let user = execute::resolve_user(process, &root, &own)?;
     let cwd = execute::working_directory(process, &root, false)?;
     let streams = Streams::open(stdio, process.terminal, &root, &own, null.as_fd(), reporter)?;
+    launch::in_cgroup(container.cgroup.enter_v1_cpu())?;
     execute::become_program(process, &user, &streams, cwd, &own, reporter)
 }

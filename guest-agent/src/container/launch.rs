@@ -7,8 +7,9 @@ use hull_sys::mount::{self, Attributes, MountAttrFlags, Propagation};
 use hull_sys::namespace::{self, Namespaces};
 use hull_sys::process::{self, Clone3, Cloned};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
-use crate::cgroup::Leaf;
+use crate::cgroup::{CgroupError, Leaf};
 use crate::protocol::messages;
 
 use super::failure::{During, Failure, Stage};
@@ -38,26 +39,39 @@ pub fn launch(
     cgroup: &Leaf,
     pid_namespace: PidNamespace<'_>,
 ) -> Result<Launched, LaunchError> {
-    start(cgroup, Namespaces::MOUNT, pid_namespace, |reporter, wait| {
-        container_process(plan, slots, stdio, reporter, wait)
+    start(cgroup, None, Namespaces::MOUNT, pid_namespace, |reporter| {
+        container_process(plan, slots, stdio, cgroup, reporter)
     })
 }
 
 /// Clones a process into the cgroup and PID namespace, runs `body` in it, and waits until that has become a program.
+///
+/// No process is ever moved: it is born into the unified hierarchy's cgroup and enters those of v1 by itself, which
+/// costs a hundredth of being moved. If the cgroup itself may hold no process because it has others below it, the
+/// process goes to where the process `beside` is.
 pub(super) fn start(
     cgroup: &Leaf,
+    beside: Option<i32>,
     namespaces: Namespaces,
     pid_namespace: PidNamespace<'_>,
-    body: impl FnOnce(&Reporter, bool) -> Result<Infallible, Failure>,
+    body: impl FnOnce(&Reporter) -> Result<Infallible, Failure>,
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = report::channel().during(Stage::Start, || "cannot make a socket pair")?;
-    let must_wait = cgroup.clone_fd().is_none();
-    match clone(cgroup.clone_fd(), namespaces, pid_namespace)? {
+    let mut cloned = clone(cgroup.clone_fd(), namespaces, pid_namespace);
+    if let (Err(error), Some(pid)) = (&cloned, beside)
+        && error.errno() == Errno::BUSY.raw_os_error()
+    {
+        let there = cgroup
+            .clone_fd_beside(pid)
+            .during(Stage::Start, || "cannot find the cgroup of the container's first process")?;
+        cloned = clone(Some(there.as_fd()), namespaces, pid_namespace);
+    }
+    match cloned? {
         Cloned::Child => {
             let _guard = EndOfChild;
             drop(agent_end);
             let reporter = Reporter::new(child_end);
-            match body(&reporter, must_wait) {
+            match in_cgroup(cgroup.enter_v1()).and_then(|()| body(&reporter)) {
                 Ok(never) => match never {},
                 Err(failure) => reporter.failed(&failure),
             }
@@ -65,9 +79,14 @@ pub(super) fn start(
         }
         Cloned::Parent { pid, pidfd } => {
             drop(child_end);
-            supervise(pid, pidfd, agent_end.as_fd(), must_wait.then_some(cgroup))
+            supervise(pid, pidfd, agent_end.as_fd())
         }
     }
+}
+
+/// The error of a step into the cgroup, as a child reports it.
+pub(super) fn in_cgroup(entered: Result<(), CgroupError>) -> Result<(), Failure> {
+    entered.map_err(|error| Failure::new(Stage::Start, error.to_string()))
 }
 
 /// A copy of the agent must never run on as a second agent, not even by a panic that unwinds.
@@ -80,18 +99,8 @@ impl Drop for EndOfChild {
 }
 
 /// Follows a child until it has become its program; kills and reaps it if that fails.
-fn supervise(
-    pid: i32,
-    pidfd: OwnedFd,
-    socket: BorrowedFd<'_>,
-    place_in: Option<&Leaf>,
-) -> Result<Launched, LaunchError> {
+fn supervise(pid: i32, pidfd: OwnedFd, socket: BorrowedFd<'_>) -> Result<Launched, LaunchError> {
     let follow = || -> Result<report::Report, LaunchError> {
-        if let Some(cgroup) = place_in {
-            cgroup.enter(pid)?;
-            // If the child is gone already, its report says why.
-            let _ = report::confirm_placement(socket);
-        }
         let report = report::collect(socket, Instant::now() + DEADLINE)
             .during(Stage::Start, || "cannot follow the start of the process")?;
         Ok(report.into_result()?)
@@ -150,9 +159,10 @@ fn container_process(
     plan: &ContainerPlan,
     slots: &Slots<'_>,
     stdio: ChildStdio,
+    cgroup: &Leaf,
     reporter: &Reporter,
-    wait: bool,
 ) -> Result<Infallible, Failure> {
+    in_cgroup(cgroup.enter_v1_cpu())?;
     let own = execute::begin(&plan.process)?;
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private)
@@ -160,9 +170,6 @@ fn container_process(
     let root = rootfs::assemble(&plan.rootfs, slots)?;
     let user = execute::resolve_user(&plan.process, &root, &own)?;
     devices::make_elsewhere(&root, &plan.devices)?;
-    if wait {
-        reporter.await_placement().during(Stage::Start, || "cannot wait for the container's cgroup")?;
-    }
     in_cgroup_namespace(plan.cgroup_namespace, &own, || mounts::mount_all(&root, plan, slots))?;
     guarded::guard(&root, plan)?;
     let cwd = execute::working_directory(&plan.process, &root, true)?;

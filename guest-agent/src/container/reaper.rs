@@ -20,19 +20,19 @@ use super::{LaunchError, Launched, PidNamespace, launch, rootfs};
 /// It is a copy of the agent, in sight of the pod's containers; so it has no descriptor, no capability, no_new_privs,
 /// and an empty directory for a root.
 pub fn start_reaper(cgroup: &Leaf) -> Result<Launched, LaunchError> {
-    launch::start(cgroup, Namespaces::MOUNT, PidNamespace::New, reaper_process)
+    launch::start(cgroup, None, Namespaces::MOUNT, PidNamespace::New, |reporter| {
+        reaper_process(cgroup, reporter)
+    })
 }
 
-fn reaper_process(reporter: &Reporter, wait: bool) -> Result<Infallible, Failure> {
+fn reaper_process(cgroup: &Leaf, reporter: &Reporter) -> Result<Infallible, Failure> {
     signal::reset_all();
     let doing = || "cannot prepare the pod's first process";
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .during(Stage::Start, doing)?;
     rustix::process::setsid().during(Stage::Start, doing)?;
-    if wait {
-        reporter.await_placement().during(Stage::Start, || "cannot wait for the pod's cgroup")?;
-    }
     empty_root()?;
+    launch::in_cgroup(cgroup.enter_v1_cpu())?;
     privilege::set_no_new_privs().during(Stage::Privileges, doing)?;
     privilege::limit_bounding_set(0).during(Stage::Privileges, doing)?;
     privilege::become_user(0, 0, &[]).during(Stage::Privileges, doing)?;

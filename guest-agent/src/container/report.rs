@@ -51,15 +51,6 @@ impl Reporter {
         Self(socket)
     }
 
-    /// Blocks until the agent says that the process is in its cgroups; an error if the agent gave up.
-    pub(super) fn await_placement(&self) -> io::Result<()> {
-        let mut byte = [0];
-        match recv_with_fds(self.0.as_fd(), &mut byte, &mut Vec::new())? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
-        }
-    }
-
     pub(super) fn identity(&self, identity: &Identity) -> io::Result<()> {
         let numbers = [identity.uid, identity.gid];
         let body: Vec<u8> = numbers.iter().chain(&identity.groups).flat_map(|id| id.to_le_bytes()).collect();
@@ -95,22 +86,12 @@ impl Reporter {
     }
 }
 
-/// Tells the child that it is in its cgroups.
-pub(super) fn confirm_placement(socket: BorrowedFd<'_>) -> io::Result<()> {
-    send_with_fds(socket, &[1], &[]).map(drop)
-}
-
 /// Reads until the end of the stream, at most until `deadline`.
 pub(super) fn collect(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> io::Result<Report> {
     let (mut bytes, mut fds, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
     loop {
         await_readable(socket, deadline)?;
-        let received = match recv_with_fds(socket, &mut buffer, &mut fds) {
-            // The child ended before it read that it was placed; what it said has been read by now.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            result => result?,
-        };
-        match received {
+        match recv_with_fds(socket, &mut buffer, &mut fds)? {
             0 => return Ok(Report::parse(&bytes, fds)),
             count => bytes.extend(&buffer[..count]),
         }
@@ -218,17 +199,6 @@ mod tests {
         reporter.failed(&failure);
         drop(reporter);
         assert_eq!(collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err(), failure);
-    }
-
-    #[test]
-    fn a_failure_before_the_placement_was_read_is_not_lost() {
-        let (agent, child) = channel().unwrap();
-        let reporter = Reporter::new(child);
-        confirm_placement(agent.as_fd()).unwrap();
-        reporter.failed(&Failure::new(Stage::Rootfs, "why"));
-        drop(reporter);
-        let failure = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap_err();
-        assert_eq!(failure.message, "why");
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::sandbox;
 
 /// Takes the first request from standard input and becomes the pod's agent.
 ///
-/// `None` if there will be no pod, which the caller has been told, or if it has gone away. On cgroup v2 the process
-/// that started ends in here, and its clone returns.
+/// `None` if there will be no pod, which the caller has been told, or if it has gone away. With a unified cgroup
+/// hierarchy the process that started ends in here, and its clone returns.
 pub(super) fn born() -> io::Result<Option<Server>> {
     hull_sys::memory::prefer_small();
     signal::reset_all();
@@ -98,7 +98,7 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
     let layout = spec.cgroups.as_ref().ok_or_else(|| CallError::invalid("there is no cgroup layout"))?;
     let cgroup = PodCgroup::open(Arc::new(Hierarchies::open(layout)?), &spec.cgroup_parent)?;
     let created_levels = cgroup.created_levels();
-    if let Some(resources) = spec.pod_resources.as_ref().filter(|_| created_levels > 0) {
+    if let Some(resources) = spec.pod_resources.as_ref().filter(|_| cgroup.is_own()) {
         cgroup.apply(resources)?;
     }
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
@@ -138,15 +138,18 @@ fn keep(slots: &Slots<'_>, slot: u32, what: &str) -> Result<OwnedFd, CallError> 
     fd.try_clone_to_owned().map_err(|error| CallError::system(format_args!("cannot keep {what}"), error))
 }
 
-/// Moves the agent into its leaf. On v2 by cloning itself there, which costs a fifteenth of moving; the first process
-/// ends, and its parent learns the agent's number from the answer.
+/// Takes the agent into its leaf. In the unified hierarchy by cloning itself there, which costs a fifteenth of moving;
+/// the first process ends, and its parent learns the agent's number from the answer.
 fn enter_cgroup(leaf: &Leaf) -> Result<(), CallError> {
-    let Some(cgroup) = leaf.clone_fd() else { return Ok(leaf.enter(0)?) };
-    let options = Clone3 { cgroup: Some(cgroup.as_fd()), ..Clone3::default() };
-    match clone3(&options).map_err(|error| CallError::system("cannot clone", error))? {
-        Cloned::Child => Ok(()),
-        Cloned::Parent { .. } => exit_now(0),
+    if let Some(cgroup) = leaf.clone_fd() {
+        let options = Clone3 { cgroup: Some(cgroup.as_fd()), ..Clone3::default() };
+        match clone3(&options).map_err(|error| CallError::system("cannot clone", error))? {
+            Cloned::Child => {}
+            Cloned::Parent { .. } => exit_now(0),
+        }
     }
+    leaf.enter_v1()?;
+    Ok(leaf.enter_v1_cpu()?)
 }
 
 impl Server {

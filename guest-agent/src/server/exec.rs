@@ -103,6 +103,7 @@ impl Server {
             stderr: end(call.stderr, "stderr")?,
         };
         let running = RunningContainer {
+            pid: container.started.pid,
             pidfd,
             cgroup: &container.leaf,
             process: own,

@@ -1,8 +1,9 @@
 //! StartContainer: from the request to a running first process.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use hull_sys::process;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Server;
@@ -12,7 +13,7 @@ use super::poll::Source;
 use super::report;
 use crate::cgroup::{Leaf, default_device_rules};
 use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots, launch};
-use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, StartContainer};
+use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, Resources, StartContainer};
 use crate::stdio::{LogFile, OutputStream, Stream, now};
 
 /// The agent's ends of a container's standard streams.
@@ -69,7 +70,6 @@ impl Server {
         };
         let serial = self.take_serial();
         let is_terminal = launched.terminal.is_some();
-        // The terminal shows both; CRI logs it as stdout.
         // What is typed at a terminal goes in where it shows things.
         let typed = launched.terminal.as_ref().filter(|_| spec.stdin);
         let stdin = typed.and_then(|terminal| terminal.try_clone().ok()).or(stdio.stdin);
@@ -77,6 +77,7 @@ impl Server {
             // Nobody who is attached may hold up the agent.
             let _ = rustix::io::ioctl_fionbio(stdin, true);
         }
+        // The terminal shows both; CRI logs it as stdout.
         let stdout = launched.terminal.or(stdio.stdout);
         let stream = |fd: Option<OwnedFd>, stream| fd.and_then(|fd| OutputStream::new(fd, stream).ok());
         self.containers.push(Container {
@@ -133,9 +134,8 @@ impl Server {
     ) -> Result<(Launched, AgentStdio), CallError> {
         let pid_namespace = self.pid_namespace(spec)?;
         leaf.create()?;
-        if let Some(resources) = &spec.resources {
-            leaf.apply(resources)?;
-        }
+        let (limits, cpu_time) = split_cpu_time(spec.resources.clone().unwrap_or_default());
+        leaf.apply(&limits)?;
         leaf.restrict_devices(&device_rules(spec))?;
         let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
         let (agent, child) = if terminal {
@@ -143,7 +143,13 @@ impl Server {
         } else {
             pipes(spec.stdin).map_err(|error| CallError::system("cannot make pipes", error))?
         };
-        Ok((launch(plan, slots, child, leaf, pid_namespace)?, agent))
+        let launched = launch(plan, slots, child, leaf, pid_namespace)?;
+        if let Err(error) = leaf.apply(&cpu_time) {
+            let _ = process::pidfd_send_signal(launched.pidfd.as_fd(), super::SIGKILL);
+            let _ = process::wait(launched.pidfd.as_fd());
+            return Err(error.into());
+        }
+        Ok((launched, agent))
     }
 
     fn pid_namespace(&self, spec: &StartContainer) -> Result<PidNamespace<'_>, CallError> {
@@ -162,6 +168,22 @@ impl Server {
             }
         })
     }
+}
+
+/// The limits that hold from the beginning, and those of CPU time, which come when the program runs: a container with
+/// two shares, on a busy machine, or with a quota of a hundredth of a CPU would take long to be made by its own means.
+fn split_cpu_time(all: Resources) -> (Resources, Resources) {
+    // Files that are given verbatim win over the limits that mean the same.
+    if all.unified.keys().any(|file| file.starts_with("cpu.")) {
+        return (all, Resources::default());
+    }
+    let cpu_time = Resources {
+        cpu_shares: all.cpu_shares,
+        cpu_quota: all.cpu_quota,
+        cpu_period: all.cpu_period,
+        ..Resources::default()
+    };
+    (Resources { cpu_shares: None, cpu_quota: None, cpu_period: None, ..all }, cpu_time)
 }
 
 /// The default set, the container's own devices, and what else the request allows or denies.
@@ -192,4 +214,26 @@ fn pipes(stdin: bool) -> io::Result<(AgentStdio, ChildStdio)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     (agent.stderr, child.stderr) = (Some(read), Some(write));
     Ok((agent, child))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_cpu_time_come_last_unless_they_are_given_verbatim() {
+        let all = Resources {
+            cpu_shares: Some(2),
+            cpu_quota: Some(1000),
+            cpu_period: Some(100_000),
+            memory_limit: Some(1 << 20),
+            ..Resources::default()
+        };
+        let (limits, cpu_time) = split_cpu_time(all.clone());
+        assert_eq!(limits, Resources { memory_limit: Some(1 << 20), ..Resources::default() });
+        assert_eq!(cpu_time, Resources { memory_limit: None, ..all.clone() });
+
+        let verbatim = Resources { unified: [("cpu.weight".into(), "7".into())].into(), ..all };
+        assert_eq!(split_cpu_time(verbatim.clone()), (verbatim, Resources::default()));
+    }
 }

@@ -243,6 +243,7 @@ impl Pod {
     ) -> Result<Running, LaunchError> {
         let leaf = self.group.leaf(&running.name).unwrap();
         let container = RunningContainer {
+            pid: running.launched.pid,
             pidfd: running.launched.pidfd.as_fd(),
             cgroup: &leaf,
             process: &running.remembered,
