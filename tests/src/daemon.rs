@@ -192,18 +192,25 @@ impl Daemon {
     pub async fn finish(mut self) {
         self.remove_all_pods().await;
         self.stop();
-        let released = Command::new(crate::binaries::program("hulld"))
-            .arg("--root")
-            .arg(self.root())
-            .arg("--state")
-            .arg(self.path("state"))
-            .arg("--config")
-            .arg(self.path("hull.toml"))
-            .arg("--release")
-            .output()
-            .unwrap();
+        let released = self.release().output().unwrap();
         assert!(released.status.success(), "hulld --release: {}", String::from_utf8_lossy(&released.stderr));
         Residue::assert_none_since(&self.before).await;
+    }
+
+    /// `hulld --release`, killed `after` that.
+    pub fn release_and_kill(&mut self, after: std::time::Duration) {
+        assert!(self.process.is_none(), "stop or kill it first");
+        let mut release = self.release().stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        release.kill().unwrap();
+        release.wait().unwrap();
+    }
+
+    fn release(&self) -> Command {
+        let mut command = Command::new(crate::binaries::program("hulld"));
+        command.arg("--root").arg(self.root()).arg("--state").arg(self.path("state"));
+        command.arg("--config").arg(self.path("hull.toml")).arg("--release");
+        command
     }
 
     pub async fn remove_all_pods(&self) {

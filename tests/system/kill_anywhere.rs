@@ -52,6 +52,55 @@ async fn an_agent_killed_in_any_call_ends_its_pod_truthfully() {
     ground.finish().await;
 }
 
+/// What is made once for all pods (the index of images, the namespace of layer mounts, bridge and rules), and how it is
+/// released in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_in_its_first_start_its_first_pod_and_its_release_leaves_nothing() {
+    for round in 0..rounds() {
+        eprintln!("round {round}");
+        let mut ground = Ground::new().await;
+        ground.daemon.kill();
+        for directory in [ground.daemon.root(), ground.daemon.path("state")] {
+            std::fs::remove_dir_all(directory).unwrap();
+        }
+        let delay = ground.chance.within(60);
+        eprintln!("killed {delay:?} into its first start");
+        ground.daemon.restart_and_kill(delay);
+        ground.daemon.restart().await;
+        ground.daemon.pull(&ground.image).await;
+
+        let config = ground.published("first");
+        let container = ground.sleeper("main");
+        let mut client = ground.daemon.runtime().await;
+        let (pod_config, container_config) = (config.clone(), container.clone());
+        let first_pod = async move {
+            let config = Some(pod_config.clone());
+            let request = cri::RunPodSandboxRequest { config, runtime_handler: String::new() };
+            let pod_sandbox_id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+            let (config, sandbox_config) = (Some(container_config), Some(pod_config));
+            let request = cri::CreateContainerRequest { pod_sandbox_id, config, sandbox_config };
+            let container_id = client.create_container(request).await?.into_inner().container_id;
+            client.start_container(cri::StartContainerRequest { container_id }).await
+        };
+        ground.killed_during("the first pod", 100, first_pod).await;
+        let mut pod = Pod::run(&ground.daemon, config).await;
+        let existing = ground.containers_of(&pod).await;
+        for id in &existing {
+            pod.remove_container(id).await;
+        }
+        let id = pod.start(container).await;
+        assert_eq!(pod.shell(&id, "echo works").await, "works\n");
+
+        ground.daemon.remove_all_pods().await;
+        ground.daemon.stop();
+        let delay = ground.chance.within(60);
+        eprintln!("killed {delay:?} into its release");
+        ground.daemon.release_and_kill(delay);
+        ground.daemon.restart().await;
+        ground.finish().await;
+    }
+}
+
 fn rounds() -> usize {
     std::env::var("HULL_KILL_ROUNDS").map_or(DEFAULT_ROUNDS, |rounds| rounds.parse().expect("a number"))
 }

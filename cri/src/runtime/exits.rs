@@ -217,7 +217,9 @@ async fn end_unknown(pod: &Pod, agent: &Agent, id: &str) {
     };
     match tokio::time::timeout(DEATH, forgotten).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(pod = pod.id(), container = id, %error, "it stays in its pod's agent"),
+        Ok(Err(error)) => {
+            tracing::warn!(pod = pod.id(), container = id, %error, "it stays in its pod's agent")
+        }
         Err(_) => tracing::warn!(pod = pod.id(), container = id, "it was killed and does not end"),
     }
 }
