@@ -9,7 +9,7 @@ pub fn program(name: &str) -> PathBuf {
         }
         None => build_directory().join(name),
     };
-    assert!(path.is_file(), "{} is missing: run hack/build debug first", path.display());
+    assert!(path.is_file(), "{} is missing: run hack/build debug (or tests) first", path.display());
     path
 }
 
