@@ -15,6 +15,5 @@ mod mounts;
 mod namespaces;
 mod network;
 mod security_context;
-mod streaming;
 mod survival;
 mod torn_records;
