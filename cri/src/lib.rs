@@ -4,10 +4,14 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+/// Changes, told in order to everybody who listens.
+pub mod events;
 mod image;
 pub mod runtime;
 pub mod sandbox;
 /// Capabilities, seccomp, devices, sysctls and paths of containers.
 pub mod security;
 pub mod server;
+/// What pods and containers use.
+pub mod stats;
 pub mod store;

@@ -5,6 +5,7 @@
 
 mod cli;
 mod conformance;
+mod events;
 mod first_pod;
 mod hostile_images;
 mod isolation;
@@ -15,5 +16,6 @@ mod mounts;
 mod namespaces;
 mod network;
 mod security_context;
+mod stats;
 mod survival;
 mod torn_records;

@@ -7,3 +7,4 @@ mod list_images;
 mod pull;
 mod pull_image;
 mod remove_image;
+mod stream_images;

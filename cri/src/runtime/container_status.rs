@@ -38,7 +38,7 @@ pub(super) fn state(phase: ContainerPhase) -> ContainerState {
     }
 }
 
-fn status(record: &ContainerRecord) -> ContainerStatus {
+pub(super) fn status(record: &ContainerRecord) -> ContainerStatus {
     let config = record.config.clone().unwrap_or_default();
     let stop_signal = config.stop_signal();
     let facts = record.image.clone().unwrap_or_default();

@@ -1,16 +1,23 @@
 //! The heart of hulld: pods and containers, their records, and one file for each call of CRI.
 
 mod adopt;
+mod container_stats;
 mod container_status;
 mod create_container;
 pub mod error;
 mod exec_sync;
 mod exits;
+pub mod get_container_events;
 mod host;
+mod list_container_stats;
 mod list_containers;
+mod list_metric_descriptors;
 mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
+mod list_pod_sandbox_stats;
 pub mod names;
 pub mod objects;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod release;
 mod remove_container;
@@ -24,6 +31,12 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+pub(crate) mod stream_chunks;
+mod stream_container_stats;
+mod stream_containers;
+mod stream_pod_sandbox_metrics;
+mod stream_pod_sandbox_stats;
+mod stream_pod_sandboxes;
 pub mod translate;
 mod update_container_resources;
 mod update_runtime_config;
@@ -41,6 +54,7 @@ use std::sync::Arc;
 use hull_agent::protocol::messages::CgroupLayout;
 use hull_images::{ImageStore, StoreConfig};
 use hull_network::Network;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -110,6 +124,8 @@ pub struct Runtime {
     layout: CgroupLayout,
     apparmor: bool,
     started_at: i64,
+    /// The turn of whoever counts what a writable layer occupies.
+    counting: Semaphore,
     closing: CancellationToken,
     operations: TaskTracker,
 }
@@ -144,10 +160,12 @@ impl Runtime {
             layout,
             apparmor: host::has_apparmor(),
             started_at: host::now(),
+            counting: Semaphore::new(1),
             closing: CancellationToken::new(),
             operations: TaskTracker::new(),
         });
         runtime.adopt_all().await?;
+        runtime.tell_changes();
         // The first container should not wait for the compiler; whether this works matters only to it.
         tokio::task::spawn_blocking(|| seccomp::compile(Profile::RuntimeDefault, capabilities::DEFAULT));
         Ok(runtime)

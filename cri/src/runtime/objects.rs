@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use hull_images::LayerHold;
 use tokio::sync::watch;
 
-use super::Error;
 use super::error::Result;
-use crate::api::runtime::{ContainerMetadata, PodSandboxMetadata};
+use super::get_container_events::{Change, Changes, Subject};
+use super::{Error, host};
+use crate::api::runtime::{ContainerEventType, ContainerMetadata, PodSandboxMetadata};
 use crate::sandbox::{Agent, Launcher, Place};
+use crate::stats::{DiskUsage, Rate};
 use crate::store::record::{ContainerPhase, ContainerRecord, Exit, PodPhase, SandboxRecord};
 use crate::store::{Store, StoreError, Table};
 
@@ -19,7 +21,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A record in memory and on disk. Writes of one record are ordered by its lock.
+/// A record in memory and on disk. Writes of one record are ordered by its lock, under which `tell` is called with the
+/// record before and after.
 #[derive(Debug)]
 struct Kept<R>(Mutex<R>);
 
@@ -37,22 +40,26 @@ impl<R: crate::store::Record + Clone> Kept<R> {
         &self,
         table: &Table<R>,
         change: impl FnOnce(&mut R) -> T,
+        tell: impl FnOnce(&R, &R),
     ) -> std::result::Result<T, StoreError> {
         let mut current = lock(&self.0);
         let mut next = current.clone();
         let result = change(&mut next);
         table.put(&next)?;
-        *current = next;
+        let before = std::mem::replace(&mut *current, next);
+        tell(&before, &current);
         Ok(result)
     }
 
-    /// Tells of what has happened already: kept in memory even if the disk refuses.
-    fn change<T>(&self, table: &Table<R>, change: impl FnOnce(&mut R) -> T) -> T {
+    /// Notes what has happened already: kept in memory even if the disk refuses.
+    fn change<T>(&self, table: &Table<R>, change: impl FnOnce(&mut R) -> T, tell: impl FnOnce(&R, &R)) -> T {
         let mut current = lock(&self.0);
+        let before = current.clone();
         let result = change(&mut current);
         if let Err(error) = table.put(&current) {
             tracing::error!(id = current.id(), %error, "a change is known only until hulld restarts");
         }
+        tell(&before, &current);
         result
     }
 }
@@ -86,6 +93,10 @@ pub struct Pod {
     agent: Mutex<Option<Arc<Agent>>>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     ending: AtomicBool,
+    /// Where its changes are told, once it is visible.
+    audience: OnceLock<(Arc<Changes>, Weak<Pod>)>,
+    /// How fast it uses processor time.
+    pub rate: Rate,
 }
 
 impl Pod {
@@ -100,6 +111,8 @@ impl Pod {
             agent: Mutex::new(None),
             containers: Mutex::default(),
             ending: AtomicBool::new(false),
+            audience: OnceLock::new(),
+            rate: Rate::default(),
         })
     }
 
@@ -125,12 +138,25 @@ impl Pod {
 
     /// Changes the record, on disk first.
     pub fn try_change<T>(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord) -> T) -> Result<T> {
-        Ok(self.record.try_change(&store.sandboxes, change)?)
+        Ok(self.record.try_change(&store.sandboxes, change, |before, after| self.tell(before, after))?)
     }
 
     /// Notes what has happened already.
     pub fn change<T>(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord) -> T) -> T {
-        self.record.change(&store.sandboxes, change)
+        self.record.change(&store.sandboxes, change, |before, after| self.tell(before, after))
+    }
+
+    /// Posts what a commit changed. The caller holds the record's lock.
+    fn tell(&self, before: &SandboxRecord, after: &SandboxRecord) {
+        if before.phase() == PodPhase::Ready && after.phase() != PodPhase::Ready {
+            self.post(ContainerEventType::ContainerStoppedEvent, after);
+        }
+    }
+
+    fn post(&self, kind: ContainerEventType, record: &SandboxRecord) {
+        let Some((changes, pod)) = self.audience.get() else { return };
+        let subject = || Subject::Pod(Box::new(record.clone()));
+        changes.post(host::now(), || Change { kind, pod: Weak::clone(pod), subject: subject() });
     }
 
     /// Where it lives on the host.
@@ -198,6 +224,10 @@ pub struct Container {
     /// more urgent than the first.
     pub order: tokio::sync::Mutex<()>,
     over: watch::Sender<bool>,
+    /// How fast it uses processor time.
+    pub rate: Rate,
+    /// What its writable layer occupies.
+    pub disk: DiskUsage,
     _layers: LayerHold,
 }
 
@@ -210,6 +240,8 @@ impl Container {
             record: Kept::new(record),
             pod,
             order: tokio::sync::Mutex::new(()),
+            rate: Rate::default(),
+            disk: DiskUsage::default(),
             _layers: layers,
         })
     }
@@ -236,12 +268,36 @@ impl Container {
 
     /// Changes the record, on disk first.
     pub fn try_change<T>(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord) -> T) -> Result<T> {
-        Ok(self.record.try_change(&store.containers, change)?)
+        Ok(self.record.try_change(&store.containers, change, |before, after| self.tell(before, after))?)
     }
 
     /// Notes what has happened already.
     pub fn change<T>(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord) -> T) -> T {
-        self.record.change(&store.containers, change)
+        self.record.change(&store.containers, change, |before, after| self.tell(before, after))
+    }
+
+    /// Posts what a commit changed. The caller holds the record's lock.
+    fn tell(&self, before: &ContainerRecord, after: &ContainerRecord) {
+        let started = before.started_at == 0 && after.started_at != 0;
+        match (before.phase(), after.phase()) {
+            (ContainerPhase::Starting, ContainerPhase::Running) => {
+                self.post(ContainerEventType::ContainerStartedEvent, after);
+            }
+            (ContainerPhase::Exited, ContainerPhase::Exited) => {}
+            (ContainerPhase::Starting, ContainerPhase::Exited) if started => {
+                // The report of its end overtook that of its start.
+                self.post(ContainerEventType::ContainerStartedEvent, after);
+                self.post(ContainerEventType::ContainerStoppedEvent, after);
+            }
+            (_, ContainerPhase::Exited) => self.post(ContainerEventType::ContainerStoppedEvent, after),
+            _ => {}
+        }
+    }
+
+    fn post(&self, kind: ContainerEventType, record: &ContainerRecord) {
+        let Some((changes, pod)) = self.pod.audience.get() else { return };
+        let subject = || Subject::Container(Box::new(record.clone()));
+        changes.post(host::now(), || Change { kind, pod: Weak::clone(pod), subject: subject() });
     }
 
     /// It ended; whoever waits for that goes on. What came first counts.
@@ -273,6 +329,7 @@ impl Container {
 #[derive(Debug, Default)]
 pub struct Objects {
     index: RwLock<Index>,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -310,26 +367,43 @@ impl Objects {
         self.read(|index| index.containers.values().cloned().collect())
     }
 
+    /// Where changes are told.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
     /// A pod becomes visible.
     pub fn add_pod(&self, pod: Arc<Pod>) {
-        self.write(|index| index.pods.insert(pod.id().to_owned(), pod));
+        // It is added once; a second time would change nothing.
+        let _ = pod.audience.set((Arc::clone(&self.changes), Arc::downgrade(&pod)));
+        self.write(|index| index.pods.insert(pod.id().to_owned(), Arc::clone(&pod)));
+        let record = lock(&pod.record.0);
+        if record.phase() == PodPhase::Ready {
+            pod.post(ContainerEventType::ContainerCreatedEvent, &record);
+            pod.post(ContainerEventType::ContainerStartedEvent, &record);
+        }
     }
 
     /// A container becomes visible.
     pub fn add_container(&self, container: Arc<Container>) {
         lock(&container.pod.containers).insert(container.id().to_owned(), Arc::clone(&container));
-        self.write(|index| index.containers.insert(container.id().to_owned(), container));
+        self.write(|index| index.containers.insert(container.id().to_owned(), Arc::clone(&container)));
+        container.post(ContainerEventType::ContainerCreatedEvent, &lock(&container.record.0));
     }
 
     /// A pod is gone.
     pub fn remove_pod(&self, id: &str) {
-        self.write(|index| index.pods.remove(id));
+        let removed = self.write(|index| index.pods.remove(id));
+        if let Some(pod) = removed {
+            pod.post(ContainerEventType::ContainerDeletedEvent, &lock(&pod.record.0));
+        }
     }
 
     /// A container is gone.
     pub fn remove_container(&self, container: &Container) {
         lock(&container.pod.containers).remove(container.id());
         self.write(|index| index.containers.remove(container.id()));
+        container.post(ContainerEventType::ContainerDeletedEvent, &lock(&container.record.0));
     }
 }
 

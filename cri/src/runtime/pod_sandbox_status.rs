@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
+use super::get_container_events::statuses;
 use super::list_pod_sandbox::state;
 use super::objects::Pod;
-use super::{Result, Runtime};
+use super::{Result, Runtime, host};
 use crate::api::runtime::{
     LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
     PodSandboxStatusRequest, PodSandboxStatusResponse,
@@ -16,16 +17,19 @@ use crate::store::record::SandboxRecord;
 impl Runtime {
     /// Everything about one pod.
     pub fn pod_sandbox_status(&self, request: &PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse> {
+        let timestamp = host::now();
         let pod = self.objects.pod(&request.pod_sandbox_id)?;
         Ok(PodSandboxStatusResponse {
             status: Some(pod.with_record(status)),
             info: if request.verbose { verbose(&pod) } else { BTreeMap::new() },
-            ..Default::default()
+            containers_statuses: statuses(&pod),
+            // Before the look: what changes after it is told by an event with a later time.
+            timestamp,
         })
     }
 }
 
-fn status(record: &SandboxRecord) -> PodSandboxStatus {
+pub(super) fn status(record: &SandboxRecord) -> PodSandboxStatus {
     let config = record.config.clone().unwrap_or_default();
     let options = config
         .linux

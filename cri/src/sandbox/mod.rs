@@ -17,6 +17,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use hull_agent::protocol::messages;
 
+use crate::stats::{PodUsage, Subject};
+
 pub use agent::{Agent, Asked, Events, Slots};
 pub use error::SandboxError;
 pub use source::{HostTree, LogPlace, Source};
@@ -77,6 +79,13 @@ pub trait Launcher: Debug + Send + Sync {
 
     /// Opens what a container needs, in this order of slots. Blocks for a little while.
     fn open(&self, sources: &[Source]) -> Result<Slots, SandboxError>;
+
+    /// What the pod uses at this moment. What does not run any more has no numbers.
+    fn measure(
+        &self,
+        place: &Place,
+        subject: Subject,
+    ) -> BoxFuture<'static, Result<PodUsage, SandboxError>>;
 
     /// Ends whatever is left of a pod without its agent's help: every process in the leaves, then the leaves and the
     /// levels that hull made. Blocks, for some seconds at most.

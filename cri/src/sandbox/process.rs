@@ -19,6 +19,7 @@ use hull_images::ImageStore;
 use super::source::{clone_tree, open_host_tree, open_log, open_own};
 use super::{Agent, Events, Launched, Launcher, Nascent, Outside, Place, SandboxError, Slots, Source};
 use crate::server::descriptors;
+use crate::stats::{self, PodUsage, Subject};
 
 /// The agent's listening socket in the pod's directory.
 const SOCKET: &str = "agent.sock";
@@ -143,6 +144,18 @@ impl Launcher for ProcessLauncher {
             slots.descriptor(fd);
         }
         Ok(slots)
+    }
+
+    fn measure(
+        &self,
+        place: &Place,
+        subject: Subject,
+    ) -> BoxFuture<'static, Result<PodUsage, SandboxError>> {
+        let (hierarchies, place) = (Arc::clone(&self.hierarchies), place.clone());
+        let work = move || stats::host::measure(&hierarchies, &place, &subject).map_err(cgroup("measure"));
+        Box::pin(async move {
+            tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(cgroup("measure")(error)))
+        })
     }
 
     fn clear(&self, place: &Place, leaves: &[String]) -> Result<(), SandboxError> {

@@ -29,6 +29,9 @@ pub trait Node: RuntimeService + ImageService + Hull + Clone {
     /// Removes what is kept for the next pod: layer mounts, bridge, cgroups. Fails while there are pods.
     fn release(&self) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// The daemon was told to stop: streams that would never end by themselves end now.
+    fn begin_stop(&self) {}
+
     /// Ends what belongs to the daemon; pods go on running.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
@@ -168,6 +171,7 @@ async fn serve_until_told<N: Node>(
     tracing::info!(signal, "stopping; pods go on running");
     notify::notify(notify::STOPPING);
     drop(stop);
+    node.begin_stop();
     tokio::select! {
         _ = &mut serving => {}
         () = tokio::time::sleep(DRAIN) => tracing::info!("requests are still under way; they are given up"),
