@@ -15,3 +15,4 @@ pub mod server;
 /// What pods and containers use.
 pub mod stats;
 pub mod store;
+pub mod streaming;

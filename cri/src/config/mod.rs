@@ -7,7 +7,7 @@ mod load;
 pub mod value;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// Where pods without a cgroup of kubelet's go.
     pub cgroup: CgroupConfig,
+    /// How streams of exec, attach and port-forward reach hulld.
+    pub streaming: StreamingConfig,
     /// What a RuntimeClass's handler means.
     pub runtimes: RuntimesConfig,
 }
@@ -149,6 +151,16 @@ pub struct CgroupConfig {
     pub parent: String,
 }
 
+/// `[streaming]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamingConfig {
+    /// Address and port of the server for streams; port 0 is any free one. kubelet is told this address, so it must
+    /// be one that kubelet can connect to.
+    #[serde(deserialize_with = "value::reachable_address")]
+    pub address: SocketAddr,
+}
+
 /// `[runtimes]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -187,6 +199,7 @@ impl Default for Config {
             network: NetworkConfig::default(),
             registry: RegistryConfig::default(),
             cgroup: CgroupConfig::default(),
+            streaming: StreamingConfig::default(),
             runtimes: RuntimesConfig::default(),
         }
     }
@@ -236,6 +249,12 @@ impl Default for RegistryConfig {
 impl Default for CgroupConfig {
     fn default() -> Self {
         CgroupConfig { parent: "/hull".into() }
+    }
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        StreamingConfig { address: (Ipv4Addr::LOCALHOST, 0).into() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Values of configuration keys as people write them, checked while they are read so that an error knows its line.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -252,6 +253,19 @@ pub fn subnets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<IpNet>, D::Err
 /// An MTU that IPv6 can live with (RFC 8200, 5) and a veth can have.
 pub fn mtu<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Error> {
     checked(input, |mtu: &u32| in_range("an MTU", u64::from(*mtu), 1280, 65_535)).map(Some)
+}
+
+/// An address that clients can be told, such as `127.0.0.1:0`.
+pub fn reachable_address<'de, D: Deserializer<'de>>(input: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(input)?;
+    let address: SocketAddr = text.parse().map_err(|_| {
+        Error::custom(format!("\"{text}\" is not an address with a port, such as 127.0.0.1:0 or [::1]:10010"))
+    })?;
+    if address.ip().is_unspecified() {
+        let reason = format!("clients cannot be sent to {address}; name one of this machine's addresses");
+        return Err(Error::custom(reason));
+    }
+    Ok(address)
 }
 
 /// How many layers at once.

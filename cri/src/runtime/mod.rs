@@ -1,10 +1,12 @@
 //! The heart of hulld: pods and containers, their records, and one file for each call of CRI.
 
 mod adopt;
+mod attach;
 mod container_stats;
 mod container_status;
 mod create_container;
 pub mod error;
+mod exec;
 mod exec_sync;
 mod exits;
 pub mod get_container_events;
@@ -19,6 +21,7 @@ pub mod names;
 pub mod objects;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod port_forward;
 mod release;
 mod remove_container;
 mod remove_pod_sandbox;
@@ -71,7 +74,9 @@ use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
 use crate::security::capabilities;
 use crate::security::seccomp::{self, Profile};
+use crate::store::record::ContainerPhase;
 use crate::store::{Store, StoreError};
+use crate::streaming::{Session, Streaming, StreamingError, TokenError};
 
 /// What a RunPodSandbox asks for; two equal ones are the same operation.
 type PodRequest = (PodSandboxConfig, String);
@@ -105,6 +110,9 @@ pub enum OpenError {
     /// There are no usable cgroups.
     #[error("cannot use the cgroups: {0}")]
     Cgroup(#[from] hull_agent::cgroup::CgroupError),
+    /// Streams cannot be served.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
     /// Processes cannot be launched.
     #[error("cannot launch pods: {0}")]
     Launcher(#[from] SandboxError),
@@ -127,6 +135,7 @@ pub struct Runtime {
     /// The turn of whoever counts what a writable layer occupies.
     counting: Semaphore,
     closing: CancellationToken,
+    streaming: Arc<Streaming>,
     operations: TaskTracker,
 }
 
@@ -147,6 +156,8 @@ impl Runtime {
         let layout = hull_agent::cgroup::discover()?;
         let program = find_agent(&config)?;
         let launcher = Arc::new(ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?);
+        let closing = CancellationToken::new();
+        let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
         let runtime = Arc::new(Self {
             config,
             store,
@@ -161,7 +172,8 @@ impl Runtime {
             apparmor: host::has_apparmor(),
             started_at: host::now(),
             counting: Semaphore::new(1),
-            closing: CancellationToken::new(),
+            closing,
+            streaming,
             operations: TaskTracker::new(),
         });
         runtime.adopt_all().await?;
@@ -190,6 +202,23 @@ impl Runtime {
             Ok(result) => result,
             Err(error) => Err(Error::Internal(format!("an operation broke off: {error}"))),
         }
+    }
+
+    /// The container with this id, if it runs.
+    fn running_container(&self, id: &str) -> Result<Arc<objects::Container>> {
+        let container = self.objects.container(id)?;
+        match container.phase() {
+            ContainerPhase::Running => Ok(container),
+            _ => Err(Error::FailedPrecondition(format!("the container {} does not run", container.id()))),
+        }
+    }
+
+    /// The URL of a stream.
+    fn stream(&self, session: Session) -> Result<String> {
+        self.streaming.url(session).map_err(|error| match error {
+            TokenError::TooMany => Error::Unavailable(error.to_string()),
+            TokenError::Random(_) => Error::Internal(error.to_string()),
+        })
     }
 
     /// The images.

@@ -231,6 +231,21 @@ impl RuntimeService for RuntimeServer {
     async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
         ok(self.0.exec_sync(request.into_inner()).await?)
     }
+
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        ok(cri::ExecResponse { url: self.0.exec(request.into_inner())? })
+    }
+
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        ok(cri::AttachResponse { url: self.0.attach(request.into_inner())? })
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        ok(cri::PortForwardResponse { url: self.0.port_forward(request.get_ref())? })
+    }
 }
 
 #[tonic::async_trait]

@@ -1,0 +1,189 @@
+//! A command in a running container, with its streams.
+//!
+//! The command's pipes come from here and pass the agent by; with a terminal the agent relays, because the terminal
+//! belongs to the container's own devpts. A command whose client goes away is killed with its process group: nobody
+//! is left to end it, or to read what it says.
+
+use std::sync::Arc;
+
+use hull_agent::protocol::messages::{self, request, response};
+use tokio_util::sync::CancellationToken;
+
+use super::command::{Client, Output, Wanted};
+use super::pipes;
+use super::status::Outcome;
+use super::terminal_size::SizeReader;
+use crate::runtime::objects::Container;
+use crate::sandbox::{Agent, Slots};
+
+/// An exec that was asked for.
+#[derive(Debug)]
+pub struct ExecSession {
+    /// Where.
+    pub container: Arc<Container>,
+    /// What.
+    pub command: Vec<String>,
+    /// With which streams.
+    pub wanted: Wanted,
+}
+
+impl ExecSession {
+    /// Runs the command to its end, or until the client goes away.
+    pub(super) async fn serve(self, mut client: Client) {
+        let outcome = self.run(&mut client).await;
+        client.end(&outcome).await;
+    }
+
+    async fn run(self, client: &mut Client) -> Outcome {
+        let failed = |reason: &dyn std::fmt::Display| {
+            Outcome::Failed(format!(
+                "cannot execute a command in the container {}: {reason}",
+                self.container.id()
+            ))
+        };
+        let agent = match self.container.pod.ready_agent() {
+            Ok(agent) => agent,
+            Err(error) => return failed(&error),
+        };
+        let mut slots = Slots::default();
+        let mut exec = messages::Exec {
+            container_id: self.container.id().to_owned(),
+            process: Some(messages::Process {
+                args: self.command.clone(),
+                terminal: self.wanted.tty,
+                ..Default::default()
+            }),
+            inherit: true,
+            ..Default::default()
+        };
+        let ends = match Ends::make(client, &mut exec, &mut slots) {
+            Ok(ends) => ends,
+            Err(error) => return failed(&error),
+        };
+        let asked = match agent.ask(request::Call::Exec(exec), slots) {
+            Ok(asked) => asked,
+            Err(error) => return failed(&error),
+        };
+        let number = asked.id();
+        let resizes = client.resizes.take();
+        let resizes = async {
+            if let Some(resizes) = resizes {
+                follow_sizes(&agent, self.container.id(), number, resizes).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let over = CancellationToken::new();
+        let answer = async {
+            let answer = asked.answer().await;
+            over.cancel();
+            answer
+        };
+        let gone = client.gone.clone();
+        let answer = tokio::select! {
+            answer = ends.pass(client, &over, answer) => answer,
+            () = resizes => return Outcome::Success,
+            () = gone.cancelled() => {
+                stop(&agent, number).await;
+                return failed(&"the client has gone");
+            }
+        };
+        match answer {
+            Ok(response::Outcome::ExecEnded(ended)) if ended.exit_code == 0 => Outcome::Success,
+            Ok(response::Outcome::ExecEnded(ended)) => Outcome::Exit(ended.exit_code),
+            Ok(_) => failed(&"the agent gave an answer that does not fit an exec"),
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+/// Nobody waits for the command any more.
+async fn stop(agent: &Agent, number: u64) {
+    let call = request::Call::StopExec(messages::StopExec { exec_request: number });
+    if let Err(error) = agent.order("stop a command", call, Slots::default()).await {
+        tracing::debug!(%error, "a command whose client has gone goes on");
+    }
+}
+
+/// Sets the terminal's size whenever the client's changes; `exec` is 0 for the container's own terminal.
+pub(super) async fn follow_sizes(
+    agent: &Agent,
+    container: &str,
+    exec: u64,
+    mut sizes: tokio::sync::mpsc::Receiver<bytes::Bytes>,
+) {
+    let mut reader = SizeReader::default();
+    while let Some(bytes) = sizes.recv().await {
+        let Some(size) = reader.push(&bytes) else { continue };
+        let call = messages::ResizeTerminal {
+            container_id: container.to_owned(),
+            rows: size.height.into(),
+            columns: size.width.into(),
+            exec_request: exec,
+        };
+        let call = request::Call::ResizeTerminal(call);
+        if let Err(error) = agent.order("resize a terminal", call, Slots::default()).await {
+            tracing::debug!(%error, container, "a terminal keeps its size");
+        }
+    }
+}
+
+/// hulld's ends of the command's pipes.
+struct Ends {
+    stdin: Option<tokio::net::unix::pipe::Sender>,
+    stdout: Option<tokio::net::unix::pipe::Receiver>,
+    stderr: Option<tokio::net::unix::pipe::Receiver>,
+}
+
+impl Ends {
+    fn make(client: &Client, exec: &mut messages::Exec, slots: &mut Slots) -> std::io::Result<Self> {
+        let mut ends = Self { stdin: None, stdout: None, stderr: None };
+        if client.stdin.is_some() {
+            let (ours, theirs) = pipes::input()?;
+            (ends.stdin, exec.stdin) = (Some(ours), Some(slots.descriptor(theirs)));
+        }
+        if client.stdout.is_some() {
+            let (ours, theirs) = pipes::output()?;
+            (ends.stdout, exec.stdout) = (Some(ours), Some(slots.descriptor(theirs)));
+        }
+        if client.stderr.is_some() {
+            let (ours, theirs) = pipes::output()?;
+            (ends.stderr, exec.stderr) = (Some(ours), Some(slots.descriptor(theirs)));
+        }
+        Ok(ends)
+    }
+
+    /// Passes bytes both ways until `answer` is there and all output is passed on.
+    async fn pass<T>(
+        self,
+        client: &mut Client,
+        over: &CancellationToken,
+        answer: impl Future<Output = T>,
+    ) -> T {
+        let input = client.stdin.take().zip(self.stdin);
+        let input = async {
+            if let Some((from, to)) = input {
+                pipes::feed(from, to).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let outputs = async {
+            tokio::join!(
+                show(self.stdout, client.stdout.as_ref(), over),
+                show(self.stderr, client.stderr.as_ref(), over)
+            );
+        };
+        let to_the_end = async { tokio::join!(answer, outputs).0 };
+        let (to_the_end, input) = (std::pin::pin!(to_the_end), std::pin::pin!(input));
+        match futures::future::select(to_the_end, input).await {
+            futures::future::Either::Left((answer, _)) => answer,
+            // The input never ends.
+            futures::future::Either::Right((_, to_the_end)) => to_the_end.await,
+        }
+    }
+}
+
+async fn show(from: Option<tokio::net::unix::pipe::Receiver>, to: Option<&Output>, over: &CancellationToken) {
+    if let Some((from, to)) = from.zip(to) {
+        pipes::show(from, to, over).await;
+    }
+}
