@@ -17,8 +17,9 @@ use crate::stdio::{Buffers, LogFile, OutputStream, Progress, Stream};
 const OOM_LOOKS: u32 = 5;
 const OOM_LOOK_AFTER: Duration = Duration::from_millis(50);
 
-/// Most groups of one container in a report, so that an image with absurdly many cannot make it too long to send.
-const MAX_STATE_GROUPS: usize = 500;
+/// Most groups of one container in a report: with [`MAX_CONTAINERS`] of them it stays below the 1 MiB that hulld reads,
+/// whatever an image's /etc/group says.
+const MAX_STATE_GROUPS: usize = 128;
 /// Most containers that are known at a time.
 const MAX_CONTAINERS: usize = 1000;
 
@@ -40,10 +41,10 @@ pub(super) struct Container {
     pub(super) is_terminal: bool,
     /// The writing end of its stdin, held open for whoever attaches.
     pub(super) stdin: Option<OwnedFd>,
-    pub(super) oom: Option<OomState>,
     /// The end of the first attached caller's input closes stdin.
     pub(super) stdin_once: bool,
     pub(super) inputs: Vec<AttachedInput>,
+    pub(super) oom: Option<OomState>,
     pub(super) phase: Phase,
 }
 
@@ -113,7 +114,6 @@ impl Container {
         if self.has_ended() && self.stdout.is_none() && self.stderr.is_none() {
             self.log.close();
             self.stdin = None;
-        }
             self.inputs = Vec::new();
         }
     }
@@ -123,6 +123,7 @@ impl Container {
         self.inputs = Vec::new();
         for stream in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
             stream.forget_taps();
+        }
     }
 
     /// The terminal's primary end, until its last user has gone.
@@ -202,15 +203,15 @@ impl Server {
         let mut taken = container.stream(stream).take();
         let ended =
             taken.as_mut().is_some_and(|output| output.pump(&mut container.log, buffers) == Progress::Ended);
-        *container.stream(stream) = taken.filter(|_| !ended);
         let late = taken.as_mut().map_or_else(Vec::new, OutputStream::take_late);
-        if ended && container.stdout.is_none() && container.stderr.is_none() {
+        *container.stream(stream) = taken.filter(|_| !ended);
         for number in late {
             // Without one of its streams the other would only seem whole.
             for stream in [&mut container.stdout, &mut container.stderr].into_iter().flatten() {
                 stream.forget_tap(number);
             }
         }
+        if ended && container.stdout.is_none() && container.stderr.is_none() {
             self.output_ended(serial);
         }
     }
