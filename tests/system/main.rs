@@ -16,6 +16,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod security_context;
+mod streaming;
 mod stats;
 mod survival;
 mod torn_records;
