@@ -360,6 +360,33 @@ mod tests {
     }
 
     #[test]
+    fn annotations_and_labels_give_no_powers() {
+        // CRI-O CVE-2023-6476, CVE-2024-3154; containerd CVE-2026-53488 (an image's labels).
+        let (mut asked, mut of_pod) =
+            (container(LinuxContainerSecurityContext::default()), pod(NamespaceMode::Container));
+        let plain = planned(&asked, &of_pod).unwrap();
+        let words: std::collections::BTreeMap<String, String> = [
+            ("io.kubernetes.cri-o.Devices", "/dev/mem:/dev/mem:rwm"),
+            ("io.kubernetes.cri-o.UnifiedCgroup.app", "memory.max=max"),
+            ("io.kubernetes.cri-o.userns-mode", "auto"),
+            ("io.kubernetes.cri-o.ShmSize", "1Gi"),
+            ("run.oci.handler", "wasm"),
+            ("run.oci.hooks.stdout", "/bin/sh"),
+            ("org.systemd.property.ExecStart", "/bin/sh"),
+            ("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),
+            ("container.apparmor.security.beta.kubernetes.io/app", "unconfined"),
+            ("cpu-quota.crio.io", "disable"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let config = asked.config.as_mut().unwrap();
+        (config.annotations, config.labels) = (words.clone(), words.clone());
+        let config = of_pod.config.as_mut().unwrap();
+        (config.annotations, config.labels) = (words.clone(), words);
+        assert_eq!(planned(&asked, &of_pod).unwrap(), plain);
+    }
+
+    #[test]
     fn a_shm_of_ones_own_replaces_the_pods() {
         let mut record = container(LinuxContainerSecurityContext::default());
         let shm =
