@@ -303,7 +303,7 @@ impl Reader {
         unidirectional: bool,
         headers: Headers,
     ) -> Result<(), SpdyError> {
-        if stream % 2 == 0 || stream <= self.last {
+        if stream.is_multiple_of(2) || stream <= self.last {
             return Err(SpdyError::StreamNumber(stream));
         }
         self.last = stream;
