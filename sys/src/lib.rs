@@ -3,6 +3,8 @@
 //! All `unsafe` that speaks to the kernel lives here; the crates above forbid it or name the one place that needs it.
 //! What rustix offers safely is used from rustix; [`mount`] re-exports its part so that mounts have one place.
 
+/// bpf(2): restrict the devices of a cgroup.
+pub mod bpf;
 /// Pass descriptors over unix sockets.
 pub mod descriptor;
 /// Loop devices, for layer files on filesystems that cannot back an EROFS mount themselves.
@@ -19,7 +21,5 @@ pub mod privilege;
 pub mod process;
 /// Block, reset and receive signals.
 pub mod signal;
-/// bpf(2): restrict the devices of a cgroup.
-pub mod bpf;
 /// Start write-back of a file early.
 pub mod writeback;

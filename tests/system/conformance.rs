@@ -28,7 +28,10 @@ async fn version_status_and_config_answer() {
         }),
     };
     runtime.update_runtime_config(request).await.unwrap();
-    let unknown = runtime.exec(cri::ExecRequest::default()).await.expect_err("not built yet");
+    let unknown = runtime
+        .checkpoint_container(cri::CheckpointContainerRequest::default())
+        .await
+        .expect_err("not built");
     assert_eq!(unknown.code(), tonic::Code::Unimplemented);
     daemon.finish().await;
 }

@@ -177,47 +177,86 @@ impl RuntimeService for RuntimeServer {
         ok(cri::ReopenContainerLogResponse {})
     }
 
-    async fn container_stats(&self, request: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
         ok(cri::ContainerStatsResponse { stats: Some(self.0.container_stats(request.get_ref()).await?) })
     }
 
-    async fn list_container_stats(&self, request: Request<cri::ListContainerStatsRequest>) -> Answer<cri::ListContainerStatsResponse> {
-        ok(cri::ListContainerStatsResponse { stats: self.0.list_container_stats(request.into_inner().filter).collect().await })
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        ok(cri::ListContainerStatsResponse {
+            stats: self.0.list_container_stats(request.into_inner().filter).collect().await,
+        })
     }
 
-    async fn stream_container_stats(&self, request: Request<cri::StreamContainerStatsRequest>) -> Answer<BoxStream<'static, Result<cri::StreamContainerStatsResponse, Status>>> {
+    async fn stream_container_stats(
+        &self,
+        request: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamContainerStatsResponse, Status>>> {
         ok(self.0.stream_container_stats(request.into_inner()))
     }
 
-    async fn pod_sandbox_stats(&self, request: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
         ok(cri::PodSandboxStatsResponse { stats: Some(self.0.pod_sandbox_stats(request.get_ref()).await?) })
     }
 
-    async fn list_pod_sandbox_stats(&self, request: Request<cri::ListPodSandboxStatsRequest>) -> Answer<cri::ListPodSandboxStatsResponse> {
-        ok(cri::ListPodSandboxStatsResponse { stats: self.0.list_pod_sandbox_stats(request.into_inner().filter).collect().await })
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        ok(cri::ListPodSandboxStatsResponse {
+            stats: self.0.list_pod_sandbox_stats(request.into_inner().filter).collect().await,
+        })
     }
 
-    async fn stream_pod_sandbox_stats(&self, request: Request<cri::StreamPodSandboxStatsRequest>) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxStatsResponse, Status>>> {
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxStatsResponse, Status>>> {
         ok(self.0.stream_pod_sandbox_stats(request.into_inner()))
     }
 
-    async fn list_metric_descriptors(&self, _request: Request<cri::ListMetricDescriptorsRequest>) -> Answer<cri::ListMetricDescriptorsResponse> {
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
         ok(cri::ListMetricDescriptorsResponse { descriptors: self.0.list_metric_descriptors() })
     }
 
-    async fn list_pod_sandbox_metrics(&self, _request: Request<cri::ListPodSandboxMetricsRequest>) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        ok(cri::ListPodSandboxMetricsResponse { pod_metrics: self.0.list_pod_sandbox_metrics().collect().await })
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        ok(cri::ListPodSandboxMetricsResponse {
+            pod_metrics: self.0.list_pod_sandbox_metrics().collect().await,
+        })
     }
 
-    async fn stream_pod_sandbox_metrics(&self, _request: Request<cri::StreamPodSandboxMetricsRequest>) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxMetricsResponse, Status>>> {
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxMetricsResponse, Status>>> {
         ok(self.0.stream_pod_sandbox_metrics())
     }
 
-    async fn stream_containers(&self, request: Request<cri::StreamContainersRequest>) -> Answer<BoxStream<'static, Result<cri::StreamContainersResponse, Status>>> {
+    async fn stream_containers(
+        &self,
+        request: Request<cri::StreamContainersRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamContainersResponse, Status>>> {
         ok(self.0.stream_containers(request.into_inner()))
     }
 
-    async fn stream_pod_sandboxes(&self, request: Request<cri::StreamPodSandboxesRequest>) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxesResponse, Status>>> {
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamPodSandboxesResponse, Status>>> {
         ok(self.0.stream_pod_sandboxes(request.into_inner()))
     }
 
@@ -254,7 +293,10 @@ impl ImageService for RuntimeServer {
         ok(cri::ListImagesResponse { images: self.0.list_images(request.get_ref())? })
     }
 
-    async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Answer<BoxStream<'static, Result<cri::StreamImagesResponse, Status>>> {
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Answer<BoxStream<'static, Result<cri::StreamImagesResponse, Status>>> {
         ok(self.0.stream_images(request.into_inner())?)
     }
 

@@ -81,11 +81,7 @@ pub trait Launcher: Debug + Send + Sync {
     fn open(&self, sources: &[Source]) -> Result<Slots, SandboxError>;
 
     /// What the pod uses at this moment. What does not run any more has no numbers.
-    fn measure(
-        &self,
-        place: &Place,
-        subject: Subject,
-    ) -> BoxFuture<'static, Result<PodUsage, SandboxError>>;
+    fn measure(&self, place: &Place, subject: Subject) -> BoxFuture<'static, Result<PodUsage, SandboxError>>;
 
     /// Ends whatever is left of a pod without its agent's help: every process in the leaves, then the leaves and the
     /// levels that hull made. Blocks, for some seconds at most.

@@ -146,11 +146,7 @@ impl Launcher for ProcessLauncher {
         Ok(slots)
     }
 
-    fn measure(
-        &self,
-        place: &Place,
-        subject: Subject,
-    ) -> BoxFuture<'static, Result<PodUsage, SandboxError>> {
+    fn measure(&self, place: &Place, subject: Subject) -> BoxFuture<'static, Result<PodUsage, SandboxError>> {
         let (hierarchies, place) = (Arc::clone(&self.hierarchies), place.clone());
         let work = move || stats::host::measure(&hierarchies, &place, &subject).map_err(cgroup("measure"));
         Box::pin(async move {
