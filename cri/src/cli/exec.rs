@@ -28,11 +28,11 @@ pub(super) struct Exec {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     time_limit: Option<Duration>,
 
-    /// Keep standard input open (comes with streaming)
+    /// Keep standard input open (not there yet)
     #[arg(short, long)]
     interactive: bool,
 
-    /// Give the command a terminal (comes with streaming)
+    /// Give the command a terminal (not there yet)
     #[arg(short, long)]
     tty: bool,
 
@@ -48,7 +48,7 @@ impl Exec {
     pub(super) async fn run(self, client: &mut Client) -> Result<u8, CliError> {
         if self.interactive || self.tty {
             return Err(CliError::Refused(
-                "-i and -t need the streaming server, which hulld does not have yet\n\
+                "-i and -t are not there yet\n\
                  Without them the command runs and its output is printed when it has ended."
                     .into(),
             ));

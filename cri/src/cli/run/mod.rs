@@ -138,11 +138,11 @@ pub(super) struct Run {
     #[command(flatten)]
     credentials: Credentials,
 
-    /// Keep standard input open (comes with streaming)
+    /// Keep standard input open (not there yet)
     #[arg(short, long)]
     interactive: bool,
 
-    /// Give the command a terminal (comes with streaming)
+    /// Give the command a terminal (not there yet)
     #[arg(short, long)]
     tty: bool,
 
@@ -179,7 +179,7 @@ impl Run {
     pub(super) async fn run(self, client: &mut Client) -> Result<u8, CliError> {
         if self.interactive || self.tty {
             return Err(CliError::Refused(
-                "-i and -t need the streaming server, which hulld does not have yet\n\
+                "-i and -t are not there yet\n\
                  Without them the command's output is printed, and its standard input is empty."
                     .into(),
             ));
