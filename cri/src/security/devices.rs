@@ -149,6 +149,7 @@ fn device(destination: &Path, metadata: &Metadata, access: &str) -> Option<Devic
         uid: metadata.uid(),
         gid: metadata.gid(),
         access: access.to_owned(),
+        block_slot: None,
     })
 }
 

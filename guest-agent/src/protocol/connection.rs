@@ -3,24 +3,24 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::messages::Message;
-use super::{Frame, FrameReader, FrameWriter};
+use super::frame::{FrameMessage, FrameOf, FrameReaderOf};
+use super::FrameWriter;
 
 /// Sends and receives whole frames on a blocking unix stream socket.
 #[derive(Debug)]
-pub struct BlockingConnection {
+pub struct BlockingConnectionOf<M> {
     socket: OwnedFd,
-    reader: FrameReader,
+    reader: FrameReaderOf<M>,
 }
 
-impl BlockingConnection {
+impl<M: FrameMessage> BlockingConnectionOf<M> {
     /// Takes over a connected, blocking unix stream socket.
     pub const fn new(socket: OwnedFd) -> Self {
-        Self { socket, reader: FrameReader::new() }
+        Self { socket, reader: FrameReaderOf::new() }
     }
 
     /// Sends one frame with these descriptors.
-    pub fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let fds = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;
         let mut writer = FrameWriter::new();
         writer.push(message, fds)?;
@@ -28,7 +28,7 @@ impl BlockingConnection {
     }
 
     /// Waits for the next frame; `None` at the end of the stream. An end within a frame is `UnexpectedEof`.
-    pub fn recv(&mut self) -> io::Result<Option<Frame>> {
+    pub fn recv(&mut self) -> io::Result<Option<FrameOf<M>>> {
         loop {
             if let Some(frame) = self.reader.next()? {
                 return Ok(Some(frame));
@@ -41,12 +41,12 @@ impl BlockingConnection {
     }
 
     /// The socket and what was received of it so far.
-    pub fn into_parts(self) -> (OwnedFd, FrameReader) {
+    pub fn into_parts(self) -> (OwnedFd, FrameReaderOf<M>) {
         (self.socket, self.reader)
     }
 }
 
-impl AsFd for BlockingConnection {
+impl<M> AsFd for BlockingConnectionOf<M> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

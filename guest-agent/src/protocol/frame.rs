@@ -1,13 +1,13 @@
 //! Frames: a little-endian u32 length and one message; descriptors ride on the frame's bytes.
+//!
+//! The codec knows nothing of the message but how many descriptors it names: the VMM's control protocol uses it too.
 
 use std::collections::VecDeque;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hull_sys::descriptor::{recv_with_fds, send_with_fds};
-use prost::Message as _;
-
-use super::messages::{Message, message::Body, slot};
 
 /// Longest message in bytes, without the length before it.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -36,9 +36,9 @@ pub enum FrameError {
         limit: usize,
     },
     /// The bytes are not a message.
-    #[error("a frame is not a message of the agent protocol: {0}")]
+    #[error("a frame is not a message of the protocol: {0}")]
     Malformed(#[from] prost::DecodeError),
-    /// Slots name more descriptors than came with the frame, or more than a frame may have.
+    /// The message names more descriptors than came with the frame, or more than a frame may have.
     #[error("a frame names {named} descriptors and {arrived} came with it")]
     MissingDescriptors {
         /// How many the slots name.
@@ -60,17 +60,23 @@ impl From<FrameError> for io::Error {
     }
 }
 
-/// A message and the descriptors that its slots number.
+/// A message that travels in frames.
+pub trait FrameMessage: prost::Message + Default {
+    /// How many descriptors must come with the message: the highest number that it names, and one.
+    fn named_descriptors(&self) -> usize;
+}
+
+/// A message and the descriptors that it numbers.
 #[derive(Debug)]
-pub struct Frame {
+pub struct FrameOf<M> {
     /// The message.
-    pub message: Message,
-    /// A slot's `descriptor` is an index into this.
+    pub message: M,
+    /// A descriptor's number is an index into this.
     pub fds: Vec<OwnedFd>,
 }
 
 /// The message as it goes over the wire, length first.
-pub fn encode(message: &Message) -> Result<Vec<u8>, FrameError> {
+pub fn encode(message: &impl FrameMessage) -> Result<Vec<u8>, FrameError> {
     let length = message.encoded_len();
     if length > MAX_FRAME {
         return Err(FrameError::TooLong { length, limit: MAX_FRAME });
@@ -81,36 +87,27 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, FrameError> {
     Ok(bytes)
 }
 
-/// How many descriptors the message's slots name: the highest number and one.
-fn named_descriptors(message: &Message) -> usize {
-    let Some(Body::Request(request)) = &message.body else { return 0 };
-    let numbers = request.slots.iter().map(|slot| match slot.kind {
-        Some(slot::Kind::Descriptor(number)) => (number as usize).saturating_add(1),
-        None => 0,
-    });
-    numbers.max().unwrap_or(0)
-}
-
 /// Puts frames together from the bytes and descriptors of a stream.
 ///
 /// Never holds more than one announced frame and one chunk; memory grows with bytes that came, not with a length that
 /// was claimed.
 #[derive(Debug)]
-pub struct FrameReader {
+pub struct FrameReaderOf<M> {
     bytes: Vec<u8>,
     /// Start of what was not consumed yet in `bytes`.
     start: usize,
     fds: VecDeque<OwnedFd>,
     limit: usize,
+    message: PhantomData<fn() -> M>,
 }
 
-impl Default for FrameReader {
+impl<M: FrameMessage> Default for FrameReaderOf<M> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl FrameReader {
+impl<M: FrameMessage> FrameReaderOf<M> {
     /// Reads frames of up to [`MAX_FRAME`] bytes.
     pub const fn new() -> Self {
         Self::with_limit(MAX_FRAME)
@@ -120,7 +117,7 @@ impl FrameReader {
     /// times its size, so a reader that expects only small ones should say so.
     pub const fn with_limit(limit: usize) -> Self {
         let limit = if limit < MAX_FRAME { limit } else { MAX_FRAME };
-        Self { bytes: Vec::new(), start: 0, fds: VecDeque::new(), limit }
+        Self { bytes: Vec::new(), start: 0, fds: VecDeque::new(), limit, message: PhantomData }
     }
 
     /// Adds what was received. Call [`Self::next`] until it gives `None` before adding more.
@@ -142,7 +139,7 @@ impl FrameReader {
     /// The next complete frame, `None` if more bytes are needed. After an error the stream is out of step and must be
     /// closed.
     #[expect(clippy::should_implement_trait, reason = "not an iterator: None means not yet")]
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn next(&mut self) -> Result<Option<FrameOf<M>>, FrameError> {
         let pending = &self.bytes[self.start..];
         if self.fds.len() > MAX_FRAME_DESCRIPTORS + DESCRIPTORS_IN_A_PIECE {
             return Err(FrameError::StrayDescriptors(self.fds.len()));
@@ -153,15 +150,15 @@ impl FrameReader {
             return Err(FrameError::TooLong { length, limit: self.limit });
         }
         let Some(body) = rest.get(..length) else { return Ok(None) };
-        let message = Message::decode(body)?;
-        let named = named_descriptors(&message);
+        let message = M::decode(body)?;
+        let named = message.named_descriptors();
         if named > MAX_FRAME_DESCRIPTORS || named > self.fds.len() {
             return Err(FrameError::MissingDescriptors { named, arrived: self.fds.len() });
         }
         let fds = self.fds.drain(..named).collect();
         self.start += LENGTH + length;
         self.forget_consumed()?;
-        Ok(Some(Frame { message, fds }))
+        Ok(Some(FrameOf { message, fds }))
     }
 
     /// True in the middle of a frame: an end of the stream here has lost something.
@@ -211,7 +208,7 @@ impl FrameWriter {
     }
 
     /// Queues a frame. Refused if two of the longest frames wait already, or if there are too many descriptors.
-    pub fn push(&mut self, message: &Message, fds: Vec<OwnedFd>) -> Result<(), FrameError> {
+    pub fn push(&mut self, message: &impl FrameMessage, fds: Vec<OwnedFd>) -> Result<(), FrameError> {
         if fds.len() > MAX_FRAME_DESCRIPTORS {
             return Err(FrameError::MissingDescriptors { named: fds.len(), arrived: MAX_FRAME_DESCRIPTORS });
         }

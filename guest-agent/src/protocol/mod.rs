@@ -12,8 +12,30 @@ pub mod messages {
     include!(concat!(env!("OUT_DIR"), "/hull.agent.v1.rs"));
 }
 
-pub use connection::BlockingConnection;
-pub use frame::{Frame, FrameError, FrameReader, FrameWriter, MAX_FRAME, MAX_FRAME_DESCRIPTORS, encode};
+pub use connection::BlockingConnectionOf;
+pub use frame::{
+    FrameError, FrameMessage, FrameOf, FrameReaderOf, FrameWriter, MAX_FRAME, MAX_FRAME_DESCRIPTORS, encode,
+};
+
+use messages::{Message, message::Body, slot};
+
+/// A frame of the agent protocol.
+pub type Frame = FrameOf<Message>;
+/// Reads frames of the agent protocol.
+pub type FrameReader = FrameReaderOf<Message>;
+/// A connection of the agent protocol, for code that may wait.
+pub type BlockingConnection = BlockingConnectionOf<Message>;
+
+impl FrameMessage for Message {
+    fn named_descriptors(&self) -> usize {
+        let Some(Body::Request(request)) = &self.body else { return 0 };
+        let numbers = request.slots.iter().map(|slot| match slot.kind {
+            Some(slot::Kind::Descriptor(number)) => (number as usize).saturating_add(1),
+            _ => 0,
+        });
+        numbers.max().unwrap_or(0)
+    }
+}
 
 /// Longest container or sandbox id.
 const MAX_ID: usize = 128;

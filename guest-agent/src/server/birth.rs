@@ -9,6 +9,7 @@ use hull_sys::process::{Clone3, Cloned, clone3, exit_now};
 use hull_sys::signal::{self, ChildSignal};
 use rustix::fs::{Mode, OFlags};
 
+use super::calls::check_slots;
 use super::connection::Connections;
 use super::failure::CallError;
 use super::pod::{Pod, Reaper};
@@ -38,7 +39,8 @@ pub(super) fn born() -> io::Result<Option<Server>> {
     let id = message.id;
     let outcome = match message.body {
         Some(Body::Request(request)) => match &request.call {
-            Some(Call::CreateSandbox(spec)) => create(spec, &Slots::new(&request.slots, &fds)),
+            Some(Call::CreateSandbox(spec)) => check_slots(&request.slots)
+                .and_then(|()| create(spec, &Slots::new(&request.slots, &fds))),
             _ => Err(CallError::precondition("the first request must be CreateSandbox")),
         },
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is no request")),
@@ -87,6 +89,9 @@ fn create(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCre
         ));
     }
     let context = format!("cannot create sandbox {}", spec.id);
+    if spec.guest.is_some() {
+        return Err(CallError::only_in_a_guest("what the request says of a machine").during(context));
+    }
     create_inside(spec, slots).map_err(|error| error.during(context))
 }
 

@@ -9,8 +9,8 @@ use super::failure::CallError;
 use crate::container::Slots;
 use crate::protocol::exit_record;
 use crate::protocol::messages::{
-    Empty, Forget, Request, ResizeTerminal, SetLog, Signal, StateReport, UpdateResources, request::Call,
-    response::Outcome,
+    Empty, Forget, Request, ResizeTerminal, SetLog, Signal, Slot, StateReport, UpdateResources,
+    request::Call, response::Outcome, slot::Kind,
 };
 
 /// errno of a process that has ended.
@@ -19,6 +19,9 @@ const ESRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
 impl Server {
     /// Does what a request asks for and answers it, at once or later.
     pub(super) fn call(&mut self, connection: u32, id: u64, request: Request, fds: &[std::os::fd::OwnedFd]) {
+        if let Err(error) = check_slots(&request.slots) {
+            return self.connections.respond(connection, id, error.into_outcome(), &self.poll);
+        }
         let slots = Slots::new(&request.slots, fds);
         let mut started = None;
         let answer = match request.call {
@@ -50,6 +53,16 @@ impl Server {
                 Ok(done(()))
             }
             Some(Call::StopSandbox(_)) => return self.begin_stop(Some((connection, id))),
+            Some(
+                Call::AddVolume(_)
+                | Call::RemoveVolume(_)
+                | Call::WriteVolume(_)
+                | Call::ReadVolume(_)
+                | Call::Measure(_)
+                | Call::Dial(_)
+                | Call::Resize(_)
+                | Call::Ping(_),
+            ) => Err(CallError::only_in_a_guest("the call")),
         };
         let started = started.filter(|_| answer.is_ok());
         let outcome = answer.unwrap_or_else(CallError::into_outcome);
@@ -155,6 +168,14 @@ impl Server {
         let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal, size)
             .map_err(|error| CallError::system("cannot set the terminal's size", error))
+    }
+}
+
+/// Refuses what only an agent in a guest can have behind a slot.
+pub(super) fn check_slots(slots: &[Slot]) -> Result<(), CallError> {
+    match slots.iter().position(|slot| !matches!(slot.kind, None | Some(Kind::Descriptor(_)))) {
+        Some(number) => Err(CallError::only_in_a_guest(format_args!("slot {number} of the request"))),
+        None => Ok(()),
     }
 }
 
