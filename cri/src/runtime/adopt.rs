@@ -13,7 +13,7 @@ use hull_network::PodNetwork;
 
 use super::objects::{Container, Pod, container_key, pod_key};
 use super::{OpenError, Runtime, blocking};
-use crate::sandbox::{Place, SandboxError, Slots};
+use crate::sandbox::{Obituary, Place, SandboxError, Slots};
 use crate::store::record::{ContainerRecord, EXIT_CODE_UNKNOWN, PodPhase, SandboxRecord};
 
 /// How long an agent may take before hulld serves requests without it; then it is tried further in the background.
@@ -93,7 +93,7 @@ impl Runtime {
             PodPhase::Ready => self.reach(pod).await,
             PodPhase::Lost | PodPhase::Stopped => {
                 self.note_exit_records(pod);
-                self.end_all(pod, EXIT_CODE_UNKNOWN, "AgentLost", "the pod's agent ended unexpectedly");
+                self.end_all(pod, EXIT_CODE_UNKNOWN, &Obituary::agent_lost());
             }
         }
     }
@@ -121,8 +121,8 @@ impl Runtime {
     /// once would run twice.
     fn note_reboot(&self, pod: &Pod) {
         self.note_exit_records(pod);
-        let message = "the machine was restarted while the container ran";
-        self.end_all(pod, EXIT_CODE_UNKNOWN, "NodeRebooted", message);
+        let why = Obituary::of("NodeRebooted", "the machine was restarted while the container ran");
+        self.end_all(pod, EXIT_CODE_UNKNOWN, &why);
         if pod.phase() == PodPhase::Ready {
             tracing::info!(pod = pod.id(), "the pod is of another boot of this machine");
             pod.change(&self.store, |record| {
@@ -143,7 +143,8 @@ impl Runtime {
             tracing::error!(pod = pod.id(), %error, "cannot end the pod");
         }
         self.note_exit_records(pod);
-        self.end_all(pod, EXIT_CODE_UNKNOWN, "NetworkLost", "the record of the pod's network was lost");
+        let why = Obituary::of("NetworkLost", "the record of the pod's network was lost");
+        self.end_all(pod, EXIT_CODE_UNKNOWN, &why);
         pod.change(&self.store, |record| {
             record.set_phase(PodPhase::Lost);
             record.agent_pid = 0;

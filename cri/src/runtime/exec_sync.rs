@@ -40,9 +40,9 @@ impl Runtime {
         let limit = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
         let mut slots = Slots::default();
         let (stdout, theirs) = output_pipe()?;
-        let stdout_slot = slots.descriptor(theirs);
+        let stdout_slot = slots.output(theirs);
         let (stderr, theirs) = output_pipe()?;
-        let stderr_slot = slots.descriptor(theirs);
+        let stderr_slot = slots.output(theirs);
         let process = messages::Process { args: request.cmd, ..Default::default() };
         let exec = messages::Exec {
             container_id: container.id().to_owned(),

@@ -10,7 +10,7 @@ use hull_agent::protocol::messages::{self, ContainerState, Event, ExitRecord, ev
 
 use super::objects::{Container, Pod};
 use super::{Runtime, blocking, host};
-use crate::sandbox::{Agent, Events, SandboxError, Slots};
+use crate::sandbox::{Agent, Events, Obituary, SandboxError, Slots};
 use crate::store::record::{ContainerPhase, EXIT_CODE_UNKNOWN, Exit, PodPhase, RunningUser};
 
 /// A broken connection to a living agent is mended at once or not at all.
@@ -97,14 +97,14 @@ impl Runtime {
     }
 
     /// Every container that is not known to have ended has, nobody knows how.
-    pub(super) fn end_all(&self, pod: &Pod, code: i32, reason: &'static str, message: &str) {
+    pub(super) fn end_all(&self, pod: &Pod, code: i32, why: &Obituary) {
         for container in pod.containers() {
             let exit = Exit {
                 code,
                 finished_at: host::now(),
-                oom_killed: false,
-                reason: Some(reason),
-                message: message.to_owned(),
+                oom_killed: why.oom_killed,
+                reason: Some(why.reason),
+                message: why.message.clone(),
             };
             container.ended(&self.store, 0, exit);
         }
@@ -126,16 +126,23 @@ impl Runtime {
 
     /// Kills what is left of a pod without an agent, and says so in its records.
     pub(super) async fn end_pod_of_lost_agent(self: &Arc<Self>, pod: &Arc<Pod>) {
-        tracing::warn!(pod = pod.id(), "the pod's agent is gone; its containers are ended");
+        let obituary = self.obituary(pod).await;
+        tracing::warn!(pod = pod.id(), reason = obituary.message, "the pod is lost; its containers are ended");
         if let Err(error) = self.clear(pod).await {
             tracing::error!(pod = pod.id(), %error, "cannot clear away what the agent left");
         }
         self.note_exit_records(pod);
-        self.end_all(pod, EXIT_CODE_UNKNOWN, "AgentLost", "the pod's agent ended unexpectedly");
+        self.end_all(pod, EXIT_CODE_UNKNOWN, &obituary);
         pod.change(&self.store, |record| {
             record.set_phase(PodPhase::Lost);
             record.agent_pid = 0;
         });
+    }
+
+    /// Why the pod is gone.
+    async fn obituary(&self, pod: &Arc<Pod>) -> Obituary {
+        let (launcher, place) = (Arc::clone(&pod.launcher), pod.place());
+        blocking(move || launcher.obituary(&place)).await.unwrap_or_else(|_| Obituary::agent_lost())
     }
 
     /// Ends every process of the pod and removes its cgroups, without its agent's help.
@@ -153,7 +160,7 @@ impl Runtime {
     pub(super) async fn reconnect(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), SandboxError> {
         let (agent, events) = pod.launcher.reconnect(&pod.place()).await?;
         self.catch_up(pod, &agent).await?;
-        pod.set_agent(Some(Arc::new(agent)));
+        pod.set_agent(Some(agent));
         self.follow(pod, events);
         Ok(())
     }

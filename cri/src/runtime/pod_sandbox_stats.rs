@@ -102,7 +102,8 @@ impl Runtime {
         }
         blocking(move || {
             for (container, directory) in &unknown {
-                container.disk.look(directory, now());
+                let (pod, id) = (&container.pod, container.id());
+                container.disk.look(directory, now(), || pod.launcher.scratch(&pod.place(), id));
             }
         })
         .await
@@ -130,12 +131,19 @@ impl Runtime {
         }
         let directory = self.container_directory(container.id());
         let (runtime, container) = (Arc::clone(self), Arc::clone(container));
+        let count = {
+            let container = Arc::clone(&container);
+            move || {
+                let elsewhere = container.pod.launcher.scratch(&container.pod.place(), container.id());
+                Ok(disk::count_all(&directory)?.and(elsewhere))
+            }
+        };
         tokio::spawn(async move {
             // One at a time: it is disk work that nobody waits for.
             let turn = runtime.counting.acquire().await;
             let (at, begun) = (now(), Instant::now());
             let counted = match turn {
-                Ok(_) => blocking(move || disk::count_all(&directory)).await,
+                Ok(_) => blocking(count).await,
                 Err(_) => Err(Error::Unavailable("hulld stops".into())),
             };
             let result = counted.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));

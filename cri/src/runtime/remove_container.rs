@@ -54,6 +54,9 @@ impl Runtime {
                 }
             }
         }
+        let place = container.pod.place();
+        let given_up = container.pod.launcher.forget(&place, container.id()).await;
+        given_up.map_err(Error::sandbox(format!("cannot remove the container {}", container.id())))?;
         self.remove_tree(self.container_directory(container.id())).await?;
         self.store.containers.remove(container.id())?;
         self.objects.remove_container(container);

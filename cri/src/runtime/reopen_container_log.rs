@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use hull_agent::protocol::messages::{SetLog, request};
-
 use super::translate::container::log_place;
-use super::{Error, Result, Runtime, blocking};
-use crate::sandbox::Source;
+use super::{Error, Result, Runtime};
 use crate::store::record::ContainerPhase;
 
 impl Runtime {
@@ -24,9 +21,8 @@ impl Runtime {
         let doing = || format!("cannot reopen the log of the container {}", container.id());
         let agent = container.pod.ready_agent()?;
         let launcher = Arc::clone(&container.pod.launcher);
-        let sources = [Source::Log(place)];
-        let slots = blocking(move || launcher.open(&sources)).await?.map_err(Error::sandbox(doing()))?;
-        let call = SetLog { container_id: container.id().to_owned(), log: 0 };
-        agent.order("reopen a log", request::Call::SetLog(call), slots).await.map_err(Error::sandbox(doing()))
+        let pod = container.pod.place();
+        let reopening = launcher.reopen_log(&pod, &agent, container.id(), place).await;
+        reopening.map_err(Error::sandbox(doing()))
     }
 }

@@ -75,12 +75,12 @@ impl Runtime {
         let (record, pod) = (container.record(), container.pod.record());
         let directory = self.container_directory(container.id());
         let (launcher, apparmor) = (Arc::clone(&container.pod.launcher), self.apparmor);
-        let doing = doing(container);
+        let (doing, place) = (doing(container), container.pod.place());
         // One thread that may wait for all of it: each change of threads costs more than most of the steps.
         let prepare = move || {
-            let plan = container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
-            let slots = launcher.open(&plan.sources).map_err(Error::sandbox(doing))?;
-            Ok((plan.start, slots))
+            let mut plan = container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
+            let slots = launcher.open(&place, &mut plan.start, &plan.sources);
+            Ok((plan.start, slots.map_err(Error::sandbox(doing))?))
         };
         blocking(prepare).await?
     }

@@ -9,7 +9,7 @@ use tokio::sync::RwLockWriteGuard;
 use super::objects::Pod;
 use super::translate::pod;
 use super::{Error, Result, Runtime};
-use crate::sandbox::{SandboxError, Slots};
+use crate::sandbox::{Obituary, SandboxError, Slots};
 use crate::store::record::PodPhase;
 
 /// How long an operation on one of its containers may keep a pod from being stopped.
@@ -76,7 +76,7 @@ impl Runtime {
         }
         self.clear(pod).await?;
         self.note_exit_records(pod);
-        self.end_all(pod, KILLED, "Error", "the container was killed with its pod");
+        self.end_all(pod, KILLED, &Obituary::of("Error", "the container was killed with its pod"));
         if pod.phase() == PodPhase::Ready {
             // Should the network refuse below, nobody must take the pod for one that works.
             pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));

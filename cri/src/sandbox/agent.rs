@@ -1,6 +1,7 @@
 //! The client of one agent: numbered requests and their answers, and the stream of events.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hull_agent::protocol::FrameReader;
-use hull_agent::protocol::messages::{self, message, request, response};
+use hull_agent::protocol::messages::{self, message, request, response, slot};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -26,11 +27,29 @@ const EVENTS: usize = 1024;
 /// The events of one agent, in order. It ends when the connection does.
 pub type Events = mpsc::Receiver<messages::Event>;
 
+/// One end of a pipe that a process in the pod is to have.
+#[derive(Debug)]
+pub enum Pipe {
+    /// The process reads from it.
+    Input(OwnedFd),
+    /// The process writes to it.
+    Output(OwnedFd),
+}
+
+/// Carries pipes into a pod to which no descriptor can be passed.
+pub trait Streams: fmt::Debug + Send + Sync {
+    /// Begins to carry what passes through the pipe, to its end in both directions, and says how the agent finds the
+    /// other end. Called inside the runtime.
+    fn carry(&self, pipe: Pipe) -> slot::Kind;
+}
+
 /// A connection to an agent.
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
     tasks: [AbortHandle; 2],
+    /// None: pipes are passed as descriptors.
+    streams: Option<Arc<dyn Streams>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +116,21 @@ impl Shared {
 impl Agent {
     /// Speaks to the agent at the other end of `socket`. Must be called inside the runtime.
     pub fn connect(socket: UnixStream) -> Result<(Self, Events), SandboxError> {
+        Self::over(socket, None)
+    }
+
+    /// [`Self::connect`] to an agent that takes no descriptors: `streams` carries pipes to it.
+    pub fn connect_apart(
+        socket: UnixStream,
+        streams: Arc<dyn Streams>,
+    ) -> Result<(Self, Events), SandboxError> {
+        Self::over(socket, Some(streams))
+    }
+
+    fn over(
+        socket: UnixStream,
+        streams: Option<Arc<dyn Streams>>,
+    ) -> Result<(Self, Events), SandboxError> {
         let lost = |error: io::Error| SandboxError::Lost(error.to_string());
         let connection = Connection::new(socket).map_err(lost)?;
         let pending = Mutex::new(Pending::Open(HashMap::new()));
@@ -113,7 +147,7 @@ impl Agent {
             })
             .abort_handle(),
         ];
-        Ok((Self { shared, tasks }, events))
+        Ok((Self { shared, tasks, streams }, events))
     }
 
     /// Asks and waits for the answer, however long it takes.
@@ -124,7 +158,8 @@ impl Agent {
     /// Asks. The answer can be waited for while other calls refer to this one by its number.
     pub fn ask(&self, call: request::Call, slots: Slots) -> Result<Asked<'_>, SandboxError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let body = messages::Request { slots: slots.slots, call: Some(call) };
+        let (slots, fds) = slots.settle(self.streams.as_deref())?;
+        let body = messages::Request { slots, call: Some(call) };
         let message = messages::Message { id, body: Some(message::Body::Request(body)) };
         let (sender, receiver) = oneshot::channel();
         match &mut *self.shared.pending() {
@@ -132,7 +167,7 @@ impl Agent {
             Pending::Ended(reason) => return Err(SandboxError::Lost(reason.clone())),
         };
         let asked = Asked { agent: self, receiver, waiting: Waiting { shared: &self.shared, id } };
-        match self.shared.connection.send(&message, slots.fds) {
+        match self.shared.connection.send(&message, fds) {
             Ok(()) => Ok(asked),
             // Nothing of it was sent: too long, too many descriptors, or the agent does not read.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -242,28 +277,73 @@ impl Drop for Waiting<'_> {
 
 /// What a request brings along from outside the pod, in the order of its slots.
 #[derive(Debug, Default)]
-pub struct Slots {
-    slots: Vec<messages::Slot>,
-    fds: Vec<OwnedFd>,
+pub struct Slots(Vec<Entry>);
+
+#[derive(Debug)]
+enum Entry {
+    Descriptor(OwnedFd),
+    Pipe(Pipe),
+    Named(slot::Kind),
 }
 
 impl Slots {
-    /// Adds a descriptor and returns the number of its slot.
+    fn push(&mut self, entry: Entry) -> u32 {
+        self.0.push(entry);
+        self.0.len() as u32 - 1
+    }
+
+    /// Adds a descriptor and returns the number of its slot. Only an agent on this host can take it.
     pub fn descriptor(&mut self, fd: impl Into<OwnedFd>) -> u32 {
-        let kind = messages::slot::Kind::Descriptor(self.fds.len() as u32);
-        self.fds.push(fd.into());
-        self.slots.push(messages::Slot { kind: Some(kind) });
-        self.slots.len() as u32 - 1
+        self.push(Entry::Descriptor(fd.into()))
+    }
+
+    /// Adds the end of a pipe from which a process is to read, and returns the number of its slot.
+    pub fn input(&mut self, fd: impl Into<OwnedFd>) -> u32 {
+        self.push(Entry::Pipe(Pipe::Input(fd.into())))
+    }
+
+    /// Adds the end of a pipe to which a process is to write, and returns the number of its slot.
+    pub fn output(&mut self, fd: impl Into<OwnedFd>) -> u32 {
+        self.push(Entry::Pipe(Pipe::Output(fd.into())))
+    }
+
+    /// Adds something that the agent finds by its name, and returns the number of its slot.
+    pub fn named(&mut self, kind: slot::Kind) -> u32 {
+        self.push(Entry::Named(kind))
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.0.len()
     }
 
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.0.is_empty()
+    }
+
+    /// As they travel: descriptors are numbered, and pipes are descriptors unless somebody carries them.
+    fn settle(
+        self,
+        streams: Option<&dyn Streams>,
+    ) -> Result<(Vec<messages::Slot>, Vec<OwnedFd>), SandboxError> {
+        let mut fds = Vec::new();
+        let mut slots = Vec::with_capacity(self.0.len());
+        for entry in self.0 {
+            let kind = match (entry, streams) {
+                (Entry::Named(kind), _) => kind,
+                (Entry::Pipe(pipe), Some(streams)) => streams.carry(pipe),
+                (Entry::Descriptor(_), Some(_)) => {
+                    return Err(SandboxError::Encode("a machine takes no descriptors".into()));
+                }
+                (Entry::Descriptor(fd) | Entry::Pipe(Pipe::Input(fd) | Pipe::Output(fd)), None) => {
+                    fds.push(fd);
+                    slot::Kind::Descriptor(fds.len() as u32 - 1)
+                }
+            };
+            slots.push(messages::Slot { kind: Some(kind) });
+        }
+        Ok((slots, fds))
     }
 }
 

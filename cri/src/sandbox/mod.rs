@@ -1,8 +1,8 @@
 //! The place in which a pod runs, and how hulld speaks to it.
 //!
-//! A [`Launcher`] makes that place: as processes of the host ([`process`]) or, later, as a machine. Past the launch
-//! there is only the [`Agent`], the same for both. What a container needs from outside the pod is named as a
-//! [`Source`]; only the launcher knows what a source becomes (a descriptor, a guest's volume).
+//! A [`Launcher`] makes that place: as processes of the host ([`process`]) or as a machine. Past the launch there is
+//! only the [`Agent`], the same for both. What a container needs from outside the pod is named as a [`Source`]; only
+//! the launcher knows what a source becomes (a descriptor, a range of a guest's disk, a guest's volume).
 
 pub mod agent;
 mod connection;
@@ -11,15 +11,18 @@ pub mod process;
 pub mod source;
 
 use std::fmt::Debug;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use hull_agent::protocol::messages;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::stats::disk::Occupied;
 use crate::stats::{PodUsage, Subject};
 
-pub use agent::{Agent, Asked, Events, Slots};
+pub use agent::{Agent, Asked, Events, Pipe, Slots, Streams};
 pub use error::SandboxError;
 pub use source::{HostTree, LogPlace, Source};
 
@@ -66,22 +69,103 @@ pub struct Launched {
     pub created: messages::SandboxCreated,
 }
 
+/// Why a pod ended that nobody stopped; becomes the reason of its containers' exits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obituary {
+    /// One CamelCase word.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// The kernel killed it for memory.
+    pub oom_killed: bool,
+}
+
+impl Obituary {
+    /// For this reason, and not for want of memory.
+    pub fn of(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), oom_killed: false }
+    }
+
+    /// Of an agent that is gone, nobody knows why.
+    pub fn agent_lost() -> Self {
+        Self::of("AgentLost", "the pod's agent ended unexpectedly")
+    }
+}
+
+/// A connection to a port inside a pod. Each direction ends by itself.
+pub struct Connection {
+    /// What comes from the pod.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// What goes to the pod.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+/// The limits of a pod as a whole.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodLimits {
+    /// For its cgroup: what its containers may use together, and the overhead of the sandbox itself.
+    pub cgroup: messages::Resources,
+    /// What its containers may use together, without the overhead.
+    pub containers: messages::Resources,
+}
+
 /// One way to run pods.
 pub trait Launcher: Debug + Send + Sync {
-    /// Its name as a runtime handler.
+    /// What kind of sandbox it makes.
     fn name(&self) -> &'static str;
 
     /// Begins a launch with what needs nothing of the pod's network, so that both can be made at the same time.
     fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError>;
 
     /// Connects to the agent of a living pod.
-    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Agent, Events), SandboxError>>;
+    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>>;
 
-    /// Opens what a container needs, in this order of slots. Blocks for a little while.
-    fn open(&self, sources: &[Source]) -> Result<Slots, SandboxError>;
+    /// Opens what a container needs, in this order of slots; what the launcher has to say about the request itself it
+    /// writes into `start`. Called on a thread that may block, inside the runtime.
+    fn open(
+        &self,
+        place: &Place,
+        start: &mut messages::StartContainer,
+        sources: &[Source],
+    ) -> Result<Slots, SandboxError>;
+
+    /// Lets a container's log be written into another file from now on.
+    fn reopen_log<'a>(
+        &'a self,
+        place: &'a Place,
+        agent: &'a Agent,
+        container: &'a str,
+        log: LogPlace,
+    ) -> BoxFuture<'a, Result<(), SandboxError>>;
+
+    /// Gives up what a container had from outside; its agent has forgotten it, or is gone.
+    fn forget<'a>(&'a self, place: &'a Place, container: &'a str) -> BoxFuture<'a, Result<(), SandboxError>>;
+
+    /// Connects to a port on the pod's loopback.
+    fn dial<'a>(
+        &'a self,
+        place: &'a Place,
+        network_namespace: Option<PathBuf>,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Connection>>;
 
     /// What the pod uses at this moment. What does not run any more has no numbers.
     fn measure(&self, place: &Place, subject: Subject) -> BoxFuture<'static, Result<PodUsage, SandboxError>>;
+
+    /// What a container occupies on the host outside its own directory. Blocks for a little while.
+    fn scratch(&self, place: &Place, container: &str) -> Occupied;
+
+    /// Why the pod is gone, as far as anybody knows. Asked before [`Self::clear`]. Blocks for a little while.
+    fn obituary(&self, place: &Place) -> Obituary;
+
+    /// Gives the pod as a whole other limits; what they do not name stays. The pod's cgroup gets them only where hull
+    /// made it (`place.cgroup_levels`): kubelet writes those of its own.
+    fn resize<'a>(
+        &'a self,
+        place: &'a Place,
+        agent: Arc<Agent>,
+        limits: &'a PodLimits,
+    ) -> BoxFuture<'a, Result<(), SandboxError>>;
 
     /// Ends whatever is left of a pod without its agent's help: every process in the leaves, then the leaves and the
     /// levels that hull made. Blocks, for some seconds at most.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,12 @@ use hull_agent::protocol::messages::{self, request, response};
 use hull_images::ImageStore;
 
 use super::source::{clone_tree, open_host_tree, open_log, open_own};
-use super::{Agent, Events, Launched, Launcher, Nascent, Outside, Place, SandboxError, Slots, Source};
+use super::{
+    Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,
+    SandboxError, Slots, Source,
+};
 use crate::server::descriptors;
+use crate::stats::disk::Occupied;
 use crate::stats::{self, PodUsage, Subject};
 
 /// The agent's listening socket in the pod's directory.
@@ -27,6 +32,8 @@ const SOCKET: &str = "agent.sock";
 const LOG: &str = "agent.log";
 /// How long a pod may take to come up; some sysctls and a loaded machine take their time, nothing takes this long.
 const BIRTH: Duration = Duration::from_secs(30);
+/// How long a connection inside the pod may take to come about.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// Runs pods as processes of the host.
 pub struct ProcessLauncher {
@@ -110,17 +117,23 @@ impl Launcher for ProcessLauncher {
         Ok(Box::new(Newborn { socket, place: place.clone(), layout: self.layout.clone() }))
     }
 
-    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Agent, Events), SandboxError>> {
+    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>> {
         Box::pin(async move {
             let gone = |error: io::Error| SandboxError::Lost(error.to_string());
             let directory = fs::File::open(&place.directory).map_err(gone)?;
             // Connecting waits while the agent's backlog is full; it is a few connections long and nobody else's.
             let stream = tokio::net::UnixStream::connect(short(&directory)).await.map_err(gone)?;
-            Agent::connect(stream.into_std().map_err(gone)?)
+            let (agent, events) = Agent::connect(stream.into_std().map_err(gone)?)?;
+            Ok((Arc::new(agent), events))
         })
     }
 
-    fn open(&self, sources: &[Source]) -> Result<Slots, SandboxError> {
+    fn open(
+        &self,
+        _place: &Place,
+        _start: &mut messages::StartContainer,
+        sources: &[Source],
+    ) -> Result<Slots, SandboxError> {
         let layers: Vec<_> = sources
             .iter()
             .filter_map(|source| match source {
@@ -146,11 +159,79 @@ impl Launcher for ProcessLauncher {
         Ok(slots)
     }
 
+    fn reopen_log<'a>(
+        &'a self,
+        _place: &'a Place,
+        agent: &'a Agent,
+        container: &'a str,
+        log: LogPlace,
+    ) -> BoxFuture<'a, Result<(), SandboxError>> {
+        Box::pin(async move {
+            let opening = tokio::task::spawn_blocking(move || open_log(&log));
+            let file = opening.await.map_err(|error| SandboxError::Source(error.to_string()))??;
+            let mut slots = Slots::default();
+            let log = slots.descriptor(file);
+            let call = messages::SetLog { container_id: container.to_owned(), log };
+            agent.order("reopen a log", request::Call::SetLog(call), slots).await
+        })
+    }
+
+    fn forget<'a>(&'a self, _: &'a Place, _: &'a str) -> BoxFuture<'a, Result<(), SandboxError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn dial<'a>(
+        &'a self,
+        _place: &'a Place,
+        network_namespace: Option<PathBuf>,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let connecting = tokio::task::spawn_blocking(move || match network_namespace {
+                None => connect_to(port),
+                Some(path) => hull_sys::namespace::on_thread_in(&[fs::File::open(path)?.as_fd()], || {
+                    connect_to(port)
+                })?,
+            });
+            let socket = connecting.await.map_err(io::Error::other)??;
+            socket.set_nonblocking(true)?;
+            socket.set_nodelay(true)?;
+            let (reader, writer) = tokio::net::TcpStream::from_std(socket)?.into_split();
+            Ok(Connection { reader: Box::new(reader), writer: Box::new(writer) })
+        })
+    }
+
+    fn scratch(&self, _place: &Place, _container: &str) -> Occupied {
+        Occupied { complete: true, ..Occupied::default() }
+    }
+
+    fn obituary(&self, _place: &Place) -> Obituary {
+        Obituary::agent_lost()
+    }
+
     fn measure(&self, place: &Place, subject: Subject) -> BoxFuture<'static, Result<PodUsage, SandboxError>> {
         let (hierarchies, place) = (Arc::clone(&self.hierarchies), place.clone());
         let work = move || stats::host::measure(&hierarchies, &place, &subject).map_err(cgroup("measure"));
         Box::pin(async move {
             tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(cgroup("measure")(error)))
+        })
+    }
+
+    fn resize<'a>(
+        &'a self,
+        place: &'a Place,
+        _agent: Arc<Agent>,
+        limits: &'a PodLimits,
+    ) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let (hierarchies, place, limits) =
+            (Arc::clone(&self.hierarchies), place.clone(), limits.cgroup.clone());
+        let work = move || {
+            let pod = PodCgroup::open_existing(hierarchies, &place.cgroup_parent, place.cgroup_levels)
+                .map_err(cgroup("open"))?;
+            if pod.is_own() { pod.apply(&limits).map_err(cgroup("set the limits of")) } else { Ok(()) }
+        };
+        Box::pin(async move {
+            tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(cgroup("resize")(error)))
         })
     }
 
@@ -175,6 +256,15 @@ impl Launcher for ProcessLauncher {
         pod.remove_created().map_err(cgroup("remove"))?;
         Ok(())
     }
+}
+
+/// To the loopback of the calling thread's network namespace, as kubectl promises: IPv4 first.
+fn connect_to(port: u16) -> io::Result<TcpStream> {
+    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&four, CONNECT_TIME).or_else(|error| {
+        let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        TcpStream::connect_timeout(&six, CONNECT_TIME).map_err(|_| error)
+    })
 }
 
 /// An agent's program, started, that does not know yet which pod it is for. Dropped, it ends by itself.

@@ -48,6 +48,18 @@ pub struct Filesystem {
     pub free_inodes: u64,
 }
 
+impl Occupied {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            inodes: self.inodes.saturating_add(other.inodes),
+            complete: self.complete && other.complete,
+        }
+    }
+}
+
 impl Filesystem {
     /// Of the filesystem that `path` is on.
     pub fn of(path: &Path) -> io::Result<Self> {
@@ -100,11 +112,13 @@ impl DiskUsage {
         self.lock().known
     }
 
-    /// A first look at a layer of which nothing is known. Blocks for a fraction of a millisecond.
-    pub fn look(&self, directory: &Path, now: i64) {
+    /// A first look at a layer of which nothing is known; `elsewhere` is what of it lies outside the directory. Blocks
+    /// for a fraction of a millisecond.
+    pub fn look(&self, directory: &Path, now: i64, elsewhere: impl FnOnce() -> Occupied) {
         if self.lock().known.is_none()
             && let Ok(occupied) = count(directory, FIRST_LOOK)
         {
+            let occupied = occupied.and(elsewhere());
             self.lock().known.get_or_insert((now, occupied));
         }
     }
@@ -297,7 +311,7 @@ mod tests {
     fn a_layer_is_counted_by_one_and_not_again_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let usage = DiskUsage::default();
-        usage.look(directory.path(), 5);
+        usage.look(directory.path(), 5, || Occupied { complete: true, ..Occupied::default() });
         assert_eq!(usage.known().unwrap().1.inodes, 1);
         assert_eq!(usage.need(None), Need::Count);
         assert_eq!(usage.need(None), Need::Nothing, "somebody is at it");

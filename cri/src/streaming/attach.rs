@@ -95,13 +95,13 @@ impl Ends {
         let mut ends = Self { stdin: None, stdout: None, stderr: None };
         if client.stdin.is_some() {
             let (ours, theirs) = pipes::input()?;
-            (ends.stdin, call.stdin) = (Some(ours), Some(slots.descriptor(theirs)));
+            (ends.stdin, call.stdin) = (Some(ours), Some(slots.input(theirs)));
         }
         let output = |slots: &mut Slots| {
             let (ours, theirs) = pipes::output()?;
             // The kernel may have less to give; then less is kept.
             let _ = rustix::pipe::fcntl_setpipe_size(ours.as_fd(), BACKLOG);
-            std::io::Result::Ok((ours, slots.descriptor(theirs)))
+            std::io::Result::Ok((ours, slots.output(theirs)))
         };
         if client.stdout.is_some() {
             let (ours, theirs) = output(slots)?;

@@ -139,15 +139,15 @@ impl Ends {
         let mut ends = Self { stdin: None, stdout: None, stderr: None };
         if client.stdin.is_some() {
             let (ours, theirs) = pipes::input()?;
-            (ends.stdin, exec.stdin) = (Some(ours), Some(slots.descriptor(theirs)));
+            (ends.stdin, exec.stdin) = (Some(ours), Some(slots.input(theirs)));
         }
         if client.stdout.is_some() {
             let (ours, theirs) = pipes::output()?;
-            (ends.stdout, exec.stdout) = (Some(ours), Some(slots.descriptor(theirs)));
+            (ends.stdout, exec.stdout) = (Some(ours), Some(slots.output(theirs)));
         }
         if client.stderr.is_some() {
             let (ours, theirs) = pipes::output()?;
-            (ends.stderr, exec.stderr) = (Some(ours), Some(slots.descriptor(theirs)));
+            (ends.stderr, exec.stderr) = (Some(ours), Some(slots.output(theirs)));
         }
         Ok(ends)
     }

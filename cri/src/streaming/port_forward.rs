@@ -1,25 +1,19 @@
 //! Connections to ports inside a pod.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdTcpStream};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::spdy::{self, Reset, Stream, StreamWriter};
 use crate::runtime::objects::Pod;
+use crate::sandbox::Connection;
 
-/// How long a connection inside the pod may take to come about.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Connections of one client at a time.
 const MAX_CONNECTIONS: usize = 256;
 const CHUNK: usize = 32 << 10;
@@ -113,36 +107,20 @@ async fn forward(pod: &Arc<Pod>, port: u16, data: Stream, error: Stream) {
     let _ = error.writer.finish().await;
 }
 
-/// To the pod's loopback, as kubectl promises: IPv4 first.
-async fn connect(pod: &Arc<Pod>, port: u16) -> io::Result<TcpStream> {
+/// To the pod's loopback, as kubectl promises.
+async fn connect(pod: &Arc<Pod>, port: u16) -> io::Result<Connection> {
     let namespace = pod.with_record(|record| record.network_namespace.clone());
     let namespace = Some(namespace).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let connecting = tokio::task::spawn_blocking(move || {
-        let connect = || {
-            let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            StdTcpStream::connect_timeout(&four, CONNECT_TIME).or_else(|error| {
-                let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-                StdTcpStream::connect_timeout(&six, CONNECT_TIME).map_err(|_| error)
-            })
-        };
-        match namespace {
-            None => connect(),
-            Some(path) => hull_sys::namespace::on_thread_in(&[File::open(path)?.as_fd()], connect)?,
-        }
-    });
-    let socket = connecting.await.map_err(io::Error::other)??;
-    socket.set_nonblocking(true)?;
-    socket.set_nodelay(true)?;
-    TcpStream::from_std(socket)
+    pod.launcher.dial(&pod.place(), namespace, port).await
 }
 
 /// Passes bytes both ways; each direction ends by itself.
 async fn pass(
-    socket: TcpStream,
+    socket: Connection,
     mut incoming: mpsc::Receiver<Bytes>,
     outgoing: &StreamWriter,
 ) -> io::Result<()> {
-    let (mut reader, mut writer) = socket.into_split();
+    let Connection { mut reader, mut writer } = socket;
     let there = async {
         while let Some(bytes) = incoming.recv().await {
             if writer.write_all(&bytes).await.is_err() {
