@@ -26,6 +26,11 @@ impl Namespaces {
     /// CLONE_NEWUSER.
     pub const USER: Self = Self(libc::CLONE_NEWUSER as u32);
 
+    /// The kinds of either set; `|` for constants.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// The CLONE_NEW* bits.
     pub const fn bits(self) -> u32 {
         self.0
