@@ -133,6 +133,7 @@ impl<'f, 'l> Layer<'f, 'l> {
                         Content::Hole(length) => sink.hole(length),
                     })
                 })?;
+                reader.content_is_in(inode)?;
                 (NodeKind::File, inode)
             }
             EntryKind::Symlink(target) => {

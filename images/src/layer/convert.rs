@@ -9,14 +9,17 @@ use super::error::LayerError;
 use super::id::LayerId;
 use super::limits::Limits;
 use super::tar::TarReader;
+use super::tar_split::Recorder;
 
 /// What a finished conversion says about its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted {
     /// Of the uncompressed archive.
     pub diff_id: LayerId,
-    /// Bytes of the layer file.
+    /// Bytes of the file system.
     pub size: u64,
+    /// Bytes behind it that lead back to the archive ([`rebuild`](super::rebuild)); 0 if that was not asked for.
+    pub tar_split: u64,
     /// Entries of the archive.
     pub entries: u64,
     /// Sum of the sizes of all files in the archive, holes included.
@@ -35,15 +38,36 @@ pub struct Converted {
 /// `tar` gives the uncompressed archive and is read to its end. `out` is a fresh, empty file, open for reading and
 /// writing; it is not synced. Nothing is verified: `diff_id` of the answer is for the caller to compare. Blocking. After
 /// an error the file's content means nothing, and it has no super block.
-pub fn convert(tar: impl Read, out: &File, limits: &Limits) -> Result<Converted, LayerError> {
+pub fn convert<'f>(
+    tar: impl Read,
+    out: impl Into<Target<'f>>,
+    limits: &Limits,
+) -> Result<Converted, LayerError> {
     let mut hashing = Hashing { inner: tar, hash: Sha256::new() };
-    let written = write(BufReader::with_capacity(256 << 10, &mut hashing), out, limits)?;
+    let written = write(BufReader::with_capacity(256 << 10, &mut hashing), out.into(), limits)?;
     written.seal(LayerId::of(hashing.hash))
+}
+
+/// Where a layer is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'f> {
+    /// The layer file.
+    pub layer: &'f File,
+    /// An empty file, open for reading and writing, in which the way back to the archive is gathered; it is appended to
+    /// the layer file at the end and is of no use then. Without one a layer cannot be turned back.
+    pub scratch: Option<&'f File>,
+}
+
+impl<'f> From<&'f File> for Target<'f> {
+    fn from(layer: &'f File) -> Self {
+        Self { layer, scratch: None }
+    }
 }
 
 /// A layer file but for its super block.
 pub(super) struct Written<'f> {
     unsealed: Unsealed<'f>,
+    tar_split: u64,
     entries: u64,
     content: u64,
     opaque_root: bool,
@@ -53,25 +77,32 @@ pub(super) struct Written<'f> {
 /// Everything that does not need the digest.
 pub(super) fn write<'f>(
     tar: impl BufRead,
-    out: &'f File,
+    target: Target<'f>,
     limits: &Limits,
 ) -> Result<Written<'f>, LayerError> {
+    let out = target.layer;
     check_access(out)?;
-    let mut reader = TarReader::new(tar, limits);
+    let recorder = target.scratch.map(Recorder::new).transpose().map_err(LayerError::WriteFile)?;
+    let mut reader = TarReader::new(tar, limits, recorder);
     let mut layer = Layer::new(ImageWriter::new(out), limits);
     layer.read(&mut reader)?;
     let (content, opaque_root) = (layer.content, layer.hides_all_lower());
     let (unsealed, implied_directories) = layer.finish()?;
-    Ok(Written { unsealed, entries: reader.entries(), content, opaque_root, implied_directories })
+    let entries = reader.entries();
+    let tar_split = match reader.into_recorder() {
+        Some(recorder) => recorder.append_to(out, unsealed.size)?,
+        None => 0,
+    };
+    Ok(Written { unsealed, tar_split, entries, content, opaque_root, implied_directories })
 }
 
 impl Written<'_> {
     /// Makes the file a file system. Its UUID comes from the diffID: the same layer gives the same bytes.
     pub(super) fn seal(self, diff_id: LayerId) -> Result<Converted, LayerError> {
-        let Self { unsealed, entries, content, opaque_root, implied_directories } = self;
+        let Self { unsealed, tar_split, entries, content, opaque_root, implied_directories } = self;
         let size = unsealed.size;
         unsealed.seal(uuid(&diff_id))?;
-        Ok(Converted { diff_id, size, entries, content, opaque_root, implied_directories })
+        Ok(Converted { diff_id, size, tar_split, entries, content, opaque_root, implied_directories })
     }
 }
 

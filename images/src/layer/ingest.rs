@@ -1,7 +1,6 @@
 //! The pipeline around a conversion. Three threads share the work: this one converts, one decompresses, one hashes both
 //! sides of the decompressor. They pass buffers of a fixed pool, which bounds memory and keeps them in step.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +11,7 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::compression::{Compression, MAGIC_LEN};
-use super::convert::{Converted, write};
+use super::convert::{Converted, Target, write};
 use super::error::LayerError;
 use super::id::LayerId;
 use super::limits::Limits;
@@ -42,12 +41,13 @@ pub struct BlobExpectation {
 /// Blocking; the blob is read on a thread of its own, at most 256 KiB beyond its expected size. The super block is written only
 /// when everything has been verified, so a file left by an error cannot be mounted. Where damage on the way can have
 /// caused an error, the rest of the blob is read first and a wrong digest or size is reported instead.
-pub fn ingest(
+pub fn ingest<'f>(
     blob: impl Read + Send,
     expected: &BlobExpectation,
-    out: &File,
+    out: impl Into<Target<'f>>,
     limits: &Limits,
 ) -> Result<Converted, LayerError> {
+    let out = out.into();
     let compression = Compression::from_media_type(&expected.media_type)?;
     let verify_rest = AtomicBool::new(false);
     thread::scope(|scope| {

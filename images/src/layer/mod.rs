@@ -33,17 +33,19 @@ mod links;
 mod path;
 mod stack;
 mod tar;
+mod tar_split;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod xattr;
 
 pub use compression::Compression;
-pub use convert::{Converted, convert};
+pub use convert::{Converted, Target, convert};
 pub use error::{EntryProblem, LayerError};
 pub use id::{InvalidLayerId, LayerId};
 pub use ingest::{BlobExpectation, ingest};
 pub use limits::Limits;
+pub use tar_split::{RebuildError, rebuild};
 
 pub(crate) use erofs::ImageReader;
 pub(crate) use stack::{StackLayer, upper_directories};

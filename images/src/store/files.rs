@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate};
+use rustix::io::Errno;
 
 use crate::layer::LayerId;
 
@@ -60,7 +61,7 @@ impl Files {
             .map_err(failed("open", &path))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(root.to_owned())),
+            Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse(root.to_owned())),
             Err(error) => return Err(failed("lock", &path)(error.into())),
         }
         Ok(Self { images, layers, _lock: lock, temporaries: Mutex::default(), counter: AtomicU64::new(0) })
@@ -107,7 +108,10 @@ impl Files {
 
     /// A fresh file for a layer that is being converted.
     pub(super) fn create_temporary(self: &Arc<Self>, id: &LayerId) -> Result<(Temporary, File), StoreError> {
-        let temporary = self.reserve(id);
+        self.create(self.reserve(id.hex()))
+    }
+
+    fn create(&self, temporary: Temporary) -> Result<(Temporary, File), StoreError> {
         let file = OpenOptions::new()
             .create_new(true)
             .read(true)
@@ -118,10 +122,24 @@ impl Files {
         Ok((temporary, file))
     }
 
+    /// An empty file without a name on the layers' filesystem, for what does not fit into memory.
+    pub(super) fn scratch(self: &Arc<Self>) -> Result<File, StoreError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(&self.layers, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(File::from(file)),
+            // Filesystems that have no files without a name, and kernels that take the flag for a directory.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let (_, file) = self.create(self.reserve("scratch"))?;
+                Ok(file)
+            }
+            Err(errno) => Err(failed("make a temporary file in", &self.layers)(errno.into())),
+        }
+    }
+
     /// Takes a committed layer out of sight: after this it is a temporary file, deleted when the value is dropped.
     pub(super) fn withdraw(self: &Arc<Self>, id: &LayerId) -> Result<Option<Temporary>, StoreError> {
         let path = self.layer(id);
-        let temporary = self.reserve(id);
+        let temporary = self.reserve(id.hex());
         match fs::rename(&path, &temporary.path) {
             Ok(()) => Ok(Some(temporary)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -171,9 +189,9 @@ impl Files {
         Ok((bytes, inodes))
     }
 
-    fn reserve(self: &Arc<Self>, id: &LayerId) -> Temporary {
+    fn reserve(self: &Arc<Self>, stem: &str) -> Temporary {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
-        let name = OsString::from(format!("{}.{number}{TEMPORARY}", id.hex()));
+        let name = OsString::from(format!("{stem}.{number}{TEMPORARY}"));
         self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
         Temporary { path: self.layers.join(&name), name, files: self.clone(), keep: false }
     }

@@ -53,8 +53,12 @@ pub(super) struct ImageRecord {
 /// What the index keeps of one layer file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerRecord {
-    /// Bytes of the EROFS file.
+    /// Bytes of the layer file.
     pub(super) size: u64,
+    /// Bytes at its end that lead back to the tar stream; the file system is before them. 0 in layers that hull 0.1.0
+    /// pulled before it kept them.
+    #[serde(default)]
+    pub(super) tar_split: u64,
     /// Entries of the tar stream.
     pub(super) entries: u64,
     /// Sum of the sizes of its regular files.

@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::layer::{self, BlobExpectation, LayerError, LayerId, Limits};
+use crate::layer::{self, BlobExpectation, LayerError, LayerId, Limits, Target};
 use crate::registry::{Blob, Descriptor, Registry, RegistryError};
 
 use super::ImageStore;
@@ -89,6 +89,7 @@ impl ImageStore {
         bytes: watch::Sender<u64>,
     ) -> Outcome {
         let (temporary, file) = self.files.create_temporary(&layer).map_err(LayerFailure::Store)?;
+        let scratch = self.files.scratch().map_err(LayerFailure::Store)?;
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let expectation = BlobExpectation {
             digest: descriptor.digest.clone(),
@@ -99,7 +100,7 @@ impl ImageStore {
         let path = self.files.layer(&layer);
         let conversion = tokio::task::spawn_blocking(move || {
             let reader = ChunkReader { chunks, current: Bytes::new(), ended: false };
-            stage(reader, &expectation, file, temporary).map_err(|failure| match failure {
+            stage(reader, &expectation, file, &scratch, temporary).map_err(|failure| match failure {
                 Unstaged::Content(error) => LayerFailure::Content(Arc::new(error)),
                 Unstaged::Sync(error) => LayerFailure::Store(failed("sync", &path)(error)),
             })
@@ -150,15 +151,18 @@ fn stage(
     reader: ChunkReader,
     expectation: &BlobExpectation,
     file: File,
+    scratch: &File,
     temporary: Temporary,
 ) -> Result<(LayerRecord, Vec<Vec<u8>>, Temporary), Unstaged> {
+    let target = Target { layer: &file, scratch: Some(scratch) };
     let converted =
-        layer::ingest(reader, expectation, &file, &Limits::default()).map_err(Unstaged::Content)?;
+        layer::ingest(reader, expectation, target, &Limits::default()).map_err(Unstaged::Content)?;
     file.sync_all().map_err(Unstaged::Sync)?;
     // Mounts read the file directly into their own cache; its pages here would only be a second copy.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let record = LayerRecord {
-        size: converted.size,
+        size: converted.size + converted.tar_split,
+        tar_split: converted.tar_split,
         entries: converted.entries,
         content: converted.content,
         opaque_root: converted.opaque_root,

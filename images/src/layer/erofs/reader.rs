@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::format::{
-    BLOCK, BLOCK_U64, DIRENT, INODE, Inode, Layout, MAX_BLOCKS, ROOT_OFFSET, S_IFDIR, S_IFMT, SLOT,
+    BLOCK, BLOCK_U64, DIRENT, INODE, Inode, Layout, MAX_BLOCKS, ROOT_OFFSET, S_IFDIR, S_IFMT, S_IFREG, SLOT,
     shared_xattrs_block,
 };
 use super::xattr::{OPAQUE, Value, decode};
@@ -44,6 +44,25 @@ impl Node {
 
     pub(crate) fn gid(&self) -> u32 {
         self.inode.gid
+    }
+}
+
+/// Where the bytes of a file are in the layer file.
+pub(crate) struct FileContent {
+    size: u64,
+    in_blocks: u64,
+    blocks: u64,
+    tail: u64,
+}
+
+impl FileContent {
+    /// The place of the byte at `offset`, and how many follow it there.
+    pub(crate) fn at(&self, offset: u64) -> io::Result<(u64, u64)> {
+        match offset {
+            _ if offset < self.in_blocks => Ok((self.blocks + offset, self.in_blocks - offset)),
+            _ if offset < self.size => Ok((self.tail + (offset - self.in_blocks), self.size - offset)),
+            _ => Err(damaged("a file is shorter than its archive's entry")),
+        }
     }
 }
 
@@ -87,6 +106,24 @@ impl ImageReader {
         Ok(None)
     }
 
+    /// Where the content of the regular file with this number is.
+    pub(crate) fn content(&self, nid: u64) -> io::Result<FileContent> {
+        let (inode, position) = self.inode(nid)?;
+        if inode.mode & S_IFMT != S_IFREG {
+            return Err(damaged("an inode is no regular file"));
+        }
+        let tail = match inode.layout {
+            Layout::Inline => inode.size % BLOCK_U64,
+            Layout::Plain => 0,
+        };
+        Ok(FileContent {
+            size: inode.size,
+            in_blocks: inode.size - tail,
+            blocks: u64::from(inode.address) * BLOCK_U64,
+            tail: position + (INODE + inode.xattr_bytes) as u64,
+        })
+    }
+
     fn directory_block(&self, directory: &Node, number: u64) -> io::Result<Vec<u8>> {
         let Node { nid, inode, .. } = directory;
         let start = number * BLOCK_U64;
@@ -101,13 +138,18 @@ impl ImageReader {
         Ok(block)
     }
 
-    fn node(&self, nid: u64) -> io::Result<Node> {
+    /// An inode and where in the file it is.
+    fn inode(&self, nid: u64) -> io::Result<(Inode, u64)> {
         let limit = MAX_BLOCKS * BLOCK_U64;
         let position = nid.checked_mul(SLOT).filter(|position| *position < limit);
         let position = position.ok_or_else(|| damaged("an inode number is too large"))?;
         let mut raw = [0; INODE];
         self.file.read_exact_at(&mut raw, position)?;
-        let inode = Inode::decode(&raw);
+        Ok((Inode::decode(&raw), position))
+    }
+
+    fn node(&self, nid: u64) -> io::Result<Node> {
+        let (inode, position) = self.inode(nid)?;
         let mut body = vec![0; inode.xattr_bytes];
         self.file.read_exact_at(&mut body, position + INODE as u64)?;
         let mut xattrs = Vec::new();

@@ -4,17 +4,20 @@ use super::Content;
 use super::header::BLOCK;
 use crate::layer::error::LayerError;
 use crate::layer::limits::Limits;
+use crate::layer::tar_split::Recorder;
 
 /// The archive's bytes, counted against the limit.
 pub(super) struct Input<'l, R> {
     inner: R,
     pub(super) limits: &'l Limits,
     offset: u64,
+    /// Hears of everything.
+    pub(super) recorder: Option<Recorder<'l>>,
 }
 
 impl<'l, R: BufRead> Input<'l, R> {
-    pub(super) fn new(inner: R, limits: &'l Limits) -> Self {
-        Self { inner, limits, offset: 0 }
+    pub(super) fn new(inner: R, limits: &'l Limits, recorder: Option<Recorder<'l>>) -> Self {
+        Self { inner, limits, offset: 0, recorder }
     }
 
     /// Reads to the end of the stream.
@@ -26,6 +29,25 @@ impl<'l, R: BufRead> Input<'l, R> {
             }
             self.consume(length)?;
         }
+    }
+
+    /// Hands `length` bytes of the entry's content, which begin at `start` of the file, to `sink`.
+    pub(super) fn content(
+        &mut self,
+        start: u64,
+        length: u64,
+        sink: &mut dyn FnMut(Content<'_>) -> Result<(), LayerError>,
+    ) -> Result<(), LayerError> {
+        if length > 0
+            && let Some(recorder) = &mut self.recorder
+        {
+            recorder.piece(start, length).map_err(LayerError::WriteFile)?;
+        }
+        // The layer file will hold them: they are not written down.
+        let recorder = self.recorder.take();
+        let read = self.data(length, sink);
+        self.recorder = recorder;
+        read
     }
 
     /// Hands `length` bytes to `sink`.
@@ -80,6 +102,10 @@ impl<'l, R: BufRead> Input<'l, R> {
     }
 
     fn consume(&mut self, length: usize) -> Result<(), LayerError> {
+        if let Some(recorder) = &mut self.recorder {
+            let available = self.inner.fill_buf().map_err(LayerError::ReadBlob)?;
+            recorder.literal(&available[..length]).map_err(LayerError::WriteFile)?;
+        }
         self.inner.consume(length);
         self.offset += length as u64;
         limit("uncompressed bytes", self.offset, self.limits.max_uncompressed)

@@ -8,6 +8,7 @@ use super::{Content, Device, Entry, EntryKind};
 use crate::layer::erofs::Timestamp;
 use crate::layer::error::{EntryProblem, LayerError};
 use crate::layer::limits::Limits;
+use crate::layer::tar_split::Recorder;
 
 /// Reads entries in order. After [`next`](Self::next) gave an entry, its content is read by
 /// [`content`](Self::content) or skipped by the following `next`.
@@ -36,9 +37,10 @@ struct Extensions {
 }
 
 impl<'l, R: BufRead> TarReader<'l, R> {
-    pub(crate) fn new(input: R, limits: &'l Limits) -> Self {
+    /// Reads `input`; the recorder hears of every byte of it.
+    pub(crate) fn new(input: R, limits: &'l Limits, recorder: Option<Recorder<'l>>) -> Self {
         Self {
-            input: Input::new(input, limits),
+            input: Input::new(input, limits, recorder),
             entries: 0,
             globals: Records::default(),
             body: Body::default(),
@@ -77,14 +79,14 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     ) -> Result<(), LayerError> {
         let body = std::mem::take(&mut self.body);
         match body.segments {
-            None => self.input.data(body.stored, &mut sink)?,
+            None => self.input.content(0, body.stored, &mut sink)?,
             Some(segments) => {
                 let mut at = 0;
                 for segment in segments {
                     if segment.offset > at {
                         sink(Content::Hole(segment.offset - at))?;
                     }
-                    self.input.data(segment.length, &mut sink)?;
+                    self.input.content(segment.offset, segment.length, &mut sink)?;
                     at = segment.offset + segment.length;
                 }
                 if body.size > at {
@@ -93,6 +95,19 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             }
         }
         self.input.skip(body.padding)
+    }
+
+    /// Tells the recorder which inode holds the content that was read last.
+    pub(crate) fn content_is_in(&mut self, inode: u64) -> Result<(), LayerError> {
+        match &mut self.input.recorder {
+            Some(recorder) => recorder.inode(inode).map_err(LayerError::WriteFile),
+            None => Ok(()),
+        }
+    }
+
+    /// The recorder, when all was read.
+    pub(crate) fn into_recorder(self) -> Option<Recorder<'l>> {
+        self.input.recorder
     }
 
     /// Reads what follows the archive's end, so that a digest over all bytes can be made.

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use super::archive::{Archive, Member, seal};
 use super::mounted::fsck;
 use super::{refused, refused_with};
-use crate::layer::{EntryProblem, LayerError, Limits};
+use crate::layer::{EntryProblem, LayerError, Limits, Target};
 
 fn problem(archive: Archive) -> (String, EntryProblem) {
     match refused(&archive.end()) {
@@ -306,9 +306,13 @@ fn damaged_archives_are_refused_or_become_sound_images() {
                 seal(header);
             }
         }
-        let file = tempfile::tempfile().unwrap();
-        if super::convert(damaged.as_slice(), &file, &limits).is_ok() && attempt % 8 == 0 {
-            fsck(&file);
+        let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let target = Target { layer: &file, scratch: Some(&scratch) };
+        if let Ok(converted) = super::convert(damaged.as_slice(), target, &limits) {
+            assert_eq!(super::turned_back(&file, &converted).unwrap(), damaged);
+            if attempt % 8 == 0 {
+                fsck(&file);
+            }
         }
     }
 }

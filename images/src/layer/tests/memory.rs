@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::process::Command;
 
 use super::archive::Member;
-use crate::layer::{Limits, convert};
+use crate::layer::{Limits, Target, convert};
 
 const BOUND_KIB: u64 = 64 << 10;
 
@@ -50,8 +50,9 @@ fn a_million_entries() {
         let path = format!("usr/lib/module-{}/part-{:05}/file-name-{number}.js", number / 2000, number / 20);
         [&Member { size: 9, ..Member::new(b'0', &path) }.header(), pad(b"content\n\n").as_slice()].concat()
     });
-    let file = tempfile::tempfile().unwrap();
-    let converted = convert(Blocks::new(entries), &file, &Limits::default()).unwrap();
+    let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let target = Target { layer: &file, scratch: Some(&scratch) };
+    let converted = convert(Blocks::new(entries), target, &Limits::default()).unwrap();
     print_peak();
     assert_eq!(converted.entries, COUNT);
 }
@@ -64,8 +65,9 @@ fn a_million_directories() {
         let path = format!("usr/lib/module-{}/part-{number:07}/", number / 2000);
         Member::new(b'5', &path).header().to_vec()
     });
-    let file = tempfile::tempfile().unwrap();
-    convert(Blocks::new(entries), &file, &Limits::default()).unwrap();
+    let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let target = Target { layer: &file, scratch: Some(&scratch) };
+    convert(Blocks::new(entries), target, &Limits::default()).unwrap();
     print_peak();
 }
 
@@ -74,9 +76,10 @@ fn a_million_directories() {
 fn two_gigabytes() {
     const SIZE: u64 = 2 << 30;
     let header = Member { size: SIZE, ..Member::new(b'0', "large") }.header();
-    let file = tempfile::tempfile().unwrap();
+    let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let target = Target { layer: &file, scratch: Some(&scratch) };
     let tar = header.chain(io::repeat(7).take(SIZE));
-    let converted = convert(tar, &file, &Limits::default()).unwrap();
+    let converted = convert(tar, target, &Limits::default()).unwrap();
     print_peak();
     assert_eq!(converted.content, SIZE);
 }

@@ -8,19 +8,27 @@ mod mounted;
 mod pipeline;
 mod random_trees;
 mod stack;
+mod tar_split;
 mod whiteouts;
 
 use std::fs::File;
 use std::io;
 
-use super::{Converted, LayerError, Limits, convert};
+use super::{Converted, LayerError, Limits, RebuildError, Target, convert, rebuild};
 
-// Converts to an unnamed file that is then checked by fsck.erofs.
+// Converts to an unnamed file that is then checked by fsck.erofs, and turned back.
 fn converted(tar: &[u8]) -> (File, Converted) {
-    let file = tempfile::tempfile().unwrap();
-    let converted = convert(tar, &file, &Limits::default()).unwrap();
+    let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let target = Target { layer: &file, scratch: Some(&scratch) };
+    let converted = convert(tar, target, &Limits::default()).unwrap();
     mounted::fsck(&file);
+    assert!(turned_back(&file, &converted).unwrap() == tar, "the layer does not lead back to its archive");
     (file, converted)
+}
+
+fn turned_back(file: &File, converted: &Converted) -> Result<Vec<u8>, RebuildError> {
+    let mut tar = Vec::new();
+    rebuild(file, converted.size, converted.tar_split, &mut tar).map(|()| tar)
 }
 
 fn refused(tar: &[u8]) -> LayerError {

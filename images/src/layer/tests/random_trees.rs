@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 use super::mounted::{fsck, snapshot, with_mounted};
-use crate::layer::{Limits, convert};
+use crate::layer::{Limits, Target, convert, rebuild};
 
 /// More cases than the default with HULL_LAYER_CASES; the first seed with HULL_LAYER_SEED.
 #[test]
@@ -56,8 +56,13 @@ fn compare(seed: u64) {
         .create_new(true)
         .open(work.path().join("layer.erofs"))
         .unwrap();
-    convert(File::open(&archive).unwrap(), &image, &Limits::default()).unwrap();
+    let scratch = tempfile::tempfile().unwrap();
+    let target = Target { layer: &image, scratch: Some(&scratch) };
+    let converted = convert(File::open(&archive).unwrap(), target, &Limits::default()).unwrap();
     fsck(&image);
+    let mut again = Vec::new();
+    rebuild(&image, converted.size, converted.tar_split, &mut again).unwrap();
+    assert!(again == fs::read(&archive).unwrap(), "seed {seed}: the layer does not lead back to its archive");
     let expected = snapshot(&extracted);
     let seen = with_mounted(&[&image], snapshot);
     for (path, expected) in &expected {
