@@ -173,6 +173,11 @@ impl Daemon {
         RuntimeServiceClient::new(connect(&self.socket()).await.unwrap()).max_decoding_message_size(64 << 20)
     }
 
+    /// For calls that the client does not know.
+    pub async fn channel(&self) -> Channel {
+        connect(&self.socket()).await.unwrap()
+    }
+
     pub async fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(connect(&self.socket()).await.unwrap())
     }

@@ -15,6 +15,7 @@ mod loop_devices;
 mod mounts;
 mod namespaces;
 mod network;
+mod resources;
 mod security_context;
 mod stats;
 mod streaming;

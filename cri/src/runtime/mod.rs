@@ -42,6 +42,7 @@ mod stream_pod_sandbox_stats;
 mod stream_pod_sandboxes;
 pub mod translate;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 mod volumes;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use hull_images::LayerHold;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::error::Result;
 use super::get_container_events::{Change, Changes, Subject};
@@ -87,6 +88,8 @@ pub struct Pod {
     record: Kept<SandboxRecord>,
     /// Operations on the pod as a whole write, those on one of its containers read. Taken before a container's.
     pub order: tokio::sync::RwLock<()>,
+    /// One change of its size after the other.
+    pub resizing: tokio::sync::Mutex<()>,
     /// How it was made.
     pub launcher: Arc<dyn Launcher>,
     directory: PathBuf,
@@ -106,6 +109,7 @@ impl Pod {
             id: record.id.clone(),
             record: Kept::new(record),
             order: tokio::sync::RwLock::new(()),
+            resizing: tokio::sync::Mutex::new(()),
             launcher,
             directory,
             agent: Mutex::new(None),
@@ -224,6 +228,10 @@ pub struct Container {
     /// more urgent than the first.
     pub order: tokio::sync::Mutex<()>,
     over: watch::Sender<bool>,
+    /// By when it has to have ended, once it is being stopped.
+    stop: watch::Sender<Option<Instant>>,
+    /// It has got its stop signal, or does at this moment.
+    pub asked_to_stop: AtomicBool,
     /// How fast it uses processor time.
     pub rate: Rate,
     /// What its writable layer occupies.
@@ -237,6 +245,8 @@ impl Container {
         Arc::new(Self {
             id: record.id.clone(),
             over: watch::Sender::new(record.is_over()),
+            stop: watch::Sender::new(None),
+            asked_to_stop: AtomicBool::new(false),
             record: Kept::new(record),
             pod,
             order: tokio::sync::Mutex::new(()),
@@ -315,6 +325,33 @@ impl Container {
             record.exited(exit);
         });
         self.over.send_replace(true);
+    }
+
+    /// It is to have ended by then, or by an earlier time that was set before.
+    pub fn stop_by(&self, deadline: Instant) {
+        self.stop.send_if_modified(|present| {
+            let earlier = present.is_none_or(|present| deadline < present);
+            if earlier {
+                *present = Some(deadline);
+            }
+            earlier
+        });
+    }
+
+    /// Waits for the time by which it has to have ended, which may come nearer meanwhile.
+    pub async fn wait_stop_deadline(&self) {
+        let mut stop = self.stop.subscribe();
+        loop {
+            let deadline = *stop.borrow_and_update();
+            // The sender lives as long as this object.
+            tokio::select! {
+                () = async { match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                } } => return,
+                _ = stop.changed() => {}
+            }
+        }
     }
 
     /// Waits until it has ended.

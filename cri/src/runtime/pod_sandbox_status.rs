@@ -67,6 +67,8 @@ fn verbose(pod: &Pod) -> BTreeMap<String, String> {
         "stateDirectory": pod.place().directory,
         "bootId": record.boot_id,
         "runtimeHandler": record.runtime_handler,
+        "resources": record.resources,
+        "overhead": record.overhead,
         "config": record.config,
     });
     BTreeMap::from([("info".to_owned(), info.to_string())])

@@ -100,6 +100,14 @@ impl RuntimeService for RuntimeServer {
         ok(cri::RemovePodSandboxResponse {})
     }
 
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        self.0.update_pod_sandbox_resources(request.into_inner()).await?;
+        ok(cri::UpdatePodSandboxResourcesResponse {})
+    }
+
     async fn pod_sandbox_status(
         &self,
         request: Request<cri::PodSandboxStatusRequest>,

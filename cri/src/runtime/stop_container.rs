@@ -1,9 +1,11 @@
 //! StopContainer: asked by its stop signal, and killed if it does not end in time.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hull_agent::protocol::messages::{self, request};
+use tokio::time::Instant;
 
 use super::objects::Container;
 use super::translate::signal;
@@ -29,18 +31,27 @@ impl Runtime {
         self.to_the_end(async move { runtime.stop(&container, grace).await }).await
     }
 
-    /// Without the container's order while it waits: a second call with less grace is not held up by the first.
+    /// Without the container's order while it waits: a second call is not held up by the first. Of several deadlines
+    /// the earliest counts; the stop signal is sent once.
     pub(super) async fn stop(&self, container: &Arc<Container>, grace: Duration) -> Result<()> {
         // A start under way is waited for.
         drop(container.order.lock().await);
         if matches!(container.phase(), ContainerPhase::Created | ContainerPhase::Exited) {
             return Ok(());
         }
-        if !grace.is_zero() {
-            self.signal(container, self.stop_signal(container)?, false).await?;
-            if tokio::time::timeout(grace, container.wait_over()).await.is_ok() {
-                return Ok(());
-            }
+        container.stop_by(Instant::now() + grace);
+        if !grace.is_zero() && !container.asked_to_stop.swap(true, Ordering::SeqCst) {
+            let asked = match self.stop_signal(container) {
+                Ok(signal) => self.signal(container, signal, false).await,
+                Err(error) => Err(error),
+            };
+            // The next who stops it tries again.
+            container.asked_to_stop.store(asked.is_ok(), Ordering::SeqCst);
+            asked?;
+        }
+        tokio::select! {
+            () = container.wait_over() => return Ok(()),
+            () = container.wait_stop_deadline() => {}
         }
         self.signal(container, SIGKILL, true).await?;
         match tokio::time::timeout(DEATH, container.wait_over()).await {

@@ -9,7 +9,7 @@ use super::translate::resources;
 use super::{Error, Result, Runtime};
 use crate::api::runtime::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use crate::sandbox::Slots;
-use crate::store::record::ContainerPhase;
+use crate::store::record::{ContainerPhase, ContainerRecord};
 
 impl Runtime {
     /// Sets the limits that the request names; a container that is not started yet starts with them.
@@ -28,8 +28,8 @@ impl Runtime {
         container: &Arc<Container>,
         update: &LinuxContainerResources,
     ) -> Result<()> {
-        let limits = resources::limits(update)?;
-        resources::oom_score_adj(Some(update))?;
+        resources::limits(update)?;
+        let oom_score_adj = resources::oom_score_adj(Some(update))?;
         let _pod_order = container.pod.order.read().await;
         let _order = container.order.lock().await;
         match container.phase() {
@@ -41,9 +41,12 @@ impl Runtime {
             }
             ContainerPhase::Created => {}
             ContainerPhase::Starting | ContainerPhase::Running => {
+                let old = container.with_record(asked_for);
                 let call = messages::UpdateResources {
                     container_id: container.id().to_owned(),
-                    resources: Some(limits),
+                    resources: Some(resources::limits(&resources::update(&old, update))?),
+                    // As with every number here, 0 is "not given".
+                    oom_score_adj: (oom_score_adj != 0).then_some(oom_score_adj),
                 };
                 let agent = container.pod.ready_agent()?;
                 let call = request::Call::UpdateResources(call);
@@ -55,7 +58,12 @@ impl Runtime {
             let Some(config) = &mut record.config else { return };
             let linux = config.linux.get_or_insert_default();
             let old = linux.resources.clone().unwrap_or_default();
-            linux.resources = Some(resources::merged(&old, update));
+            linux.resources = Some(resources::merged(&old, &resources::update(&old, update)));
         })
     }
+}
+
+fn asked_for(record: &ContainerRecord) -> LinuxContainerResources {
+    let linux = record.config.as_ref().and_then(|config| config.linux.as_ref());
+    linux.and_then(|linux| linux.resources.clone()).unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
+use crate::api::runtime::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
 /// Where a pod stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -85,6 +85,12 @@ pub struct SandboxRecord {
     /// PID 1 of the shared PID namespace, 0 if there is none.
     #[prost(int32, tag = "15")]
     pub reaper_pid: i32,
+    /// What its containers may use together, where that was changed after it was made.
+    #[prost(message, optional, tag = "40")]
+    pub resources: Option<LinuxContainerResources>,
+    /// The overhead of the sandbox itself, where that was changed after it was made.
+    #[prost(message, optional, tag = "41")]
+    pub overhead: Option<LinuxContainerResources>,
 }
 
 /// What of an image's configuration a container needs; the image may be gone by the time it is started.

@@ -9,8 +9,8 @@ use super::failure::CallError;
 use crate::container::Slots;
 use crate::protocol::exit_record;
 use crate::protocol::messages::{
-    Empty, Forget, Request, ResizeTerminal, SetLog, Signal, Slot, StateReport, UpdateResources,
-    request::Call, response::Outcome, slot::Kind,
+    Empty, Forget, Request, ResizeTerminal, SetLog, Signal, Slot, StateReport, request::Call,
+    response::Outcome, slot::Kind,
 };
 
 /// errno of a process that has ended.
@@ -98,16 +98,6 @@ impl Server {
             Err(error) if error.raw_os_error() == Some(ESRCH) => Err(CallError::not_running(&container.id)),
             other => other.map_err(failed),
         }
-    }
-
-    fn update_resources(&self, call: &UpdateResources) -> Result<(), CallError> {
-        let container = self.container(&call.container_id)?;
-        if container.has_ended() {
-            return Err(CallError::not_running(&container.id));
-        }
-        let resources =
-            call.resources.as_ref().ok_or_else(|| CallError::invalid("there are no resources to set"))?;
-        Ok(container.leaf.apply(resources)?)
     }
 
     fn set_log(&mut self, call: &SetLog, slots: &Slots<'_>) -> Result<(), CallError> {

@@ -8,6 +8,7 @@ mod container;
 mod end;
 mod exec;
 mod failure;
+mod limits;
 mod pod;
 mod poll;
 mod report;

@@ -11,6 +11,9 @@ use crate::runtime::Error;
 /// oom_score_adj's range (proc(5)).
 const OOM_SCORE: std::ops::RangeInclusive<i64> = -1000..=1000;
 
+/// CFS period where none is given, in microseconds (the kernel's default).
+const CPU_PERIOD: i64 = 100_000;
+
 /// Limits for the agent.
 pub fn limits(cri: &LinuxContainerResources) -> Result<messages::Resources, Error> {
     let given = |value: i64| (value != 0).then_some(value);
@@ -79,6 +82,41 @@ pub fn merged(old: &LinuxContainerResources, update: &LinuxContainerResources) -
     }
 }
 
+/// The limits of a pod's cgroup: what its containers may use, and what the sandbox itself does. No limit on the
+/// containers is no limit at all.
+pub fn with_overhead(
+    resources: &LinuxContainerResources,
+    overhead: &LinuxContainerResources,
+) -> LinuxContainerResources {
+    let sum = |limit: i64, more: i64| if limit > 0 { limit.saturating_add(more.max(0)) } else { limit };
+    // The overhead's share of the processors, in the period of the containers.
+    let period = |cri: &LinuxContainerResources| if cri.cpu_period > 0 { cri.cpu_period } else { CPU_PERIOD };
+    let quota =
+        i128::from(overhead.cpu_quota.max(0)) * i128::from(period(resources)) / i128::from(period(overhead));
+    LinuxContainerResources {
+        cpu_quota: sum(resources.cpu_quota, i64::try_from(quota).unwrap_or(i64::MAX)),
+        cpu_shares: sum(resources.cpu_shares, overhead.cpu_shares),
+        memory_limit_in_bytes: sum(resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
+        memory_swap_limit_in_bytes: sum(resources.memory_swap_limit_in_bytes, overhead.memory_limit_in_bytes),
+        ..resources.clone()
+    }
+}
+
+/// What has to be sent so that an update changes only what it names. An agent takes a memory limit without a swap limit
+/// as "no swap"; a container that has some keeps as much of it beside its new memory.
+pub fn update(old: &LinuxContainerResources, update: &LinuxContainerResources) -> LinuxContainerResources {
+    let mut sent = update.clone();
+    let (memory, swap) = (update.memory_limit_in_bytes, update.memory_swap_limit_in_bytes);
+    if memory > 0 && swap == 0 {
+        sent.memory_swap_limit_in_bytes = match old.memory_swap_limit_in_bytes {
+            old_swap @ ..0 => old_swap,
+            0 => 0,
+            old_swap => memory.saturating_add((old_swap - old.memory_limit_in_bytes.max(0)).max(0)),
+        };
+    }
+    sent
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +167,52 @@ mod tests {
         let update = LinuxContainerResources { cpu_shares: 1024, ..Default::default() };
         let new = merged(&old, &update);
         assert_eq!((new.cpu_shares, new.cpu_quota), (1024, 5000));
+    }
+
+    #[test]
+    fn more_memory_leaves_a_container_the_swap_that_it_had() {
+        let old = LinuxContainerResources {
+            memory_limit_in_bytes: 100,
+            memory_swap_limit_in_bytes: 130,
+            ..Default::default()
+        };
+        let sent = |memory, swap| {
+            let asked = LinuxContainerResources {
+                memory_limit_in_bytes: memory,
+                memory_swap_limit_in_bytes: swap,
+                ..Default::default()
+            };
+            update(&old, &asked).memory_swap_limit_in_bytes
+        };
+        assert_eq!(sent(200, 0), 230);
+        assert_eq!(sent(200, 200), 200, "what is named is meant");
+        assert_eq!(sent(0, 0), 0);
+        let unlimited = LinuxContainerResources { memory_swap_limit_in_bytes: -1, ..Default::default() };
+        let asked = LinuxContainerResources { memory_limit_in_bytes: 5, ..Default::default() };
+        assert_eq!(update(&unlimited, &asked).memory_swap_limit_in_bytes, -1);
+        assert_eq!(update(&LinuxContainerResources::default(), &asked).memory_swap_limit_in_bytes, 0);
+    }
+
+    #[test]
+    fn overhead_comes_on_top_of_limits_and_makes_none() {
+        let resources = LinuxContainerResources {
+            cpu_period: 50_000,
+            cpu_quota: 25_000,
+            memory_limit_in_bytes: 100,
+            ..Default::default()
+        };
+        let overhead = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 10_000,
+            cpu_shares: 10,
+            memory_limit_in_bytes: 7,
+            ..Default::default()
+        };
+        let pod = with_overhead(&resources, &overhead);
+        assert_eq!((pod.cpu_period, pod.cpu_quota, pod.memory_limit_in_bytes), (50_000, 30_000, 107));
+        assert_eq!(pod.cpu_shares, 0);
+        let unlimited = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
+        let pod = with_overhead(&unlimited, &overhead);
+        assert_eq!((pod.cpu_quota, pod.memory_limit_in_bytes), (-1, 0));
     }
 }

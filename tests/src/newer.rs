@@ -1,0 +1,74 @@
+//! Calls of CRI that are newer than the independent client's schema (Kubernetes 1.31), declared by hand from the
+//! published one and spoken without hull's own generated code.
+
+use std::fmt::Debug;
+
+use k8s_cri::v1 as cri;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
+
+/// `UpdatePodSandboxResourcesRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdatePodSandboxResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub overhead: Option<cri::LinuxContainerResources>,
+    #[prost(message, optional, tag = "3")]
+    pub resources: Option<cri::LinuxContainerResources>,
+}
+
+/// What has no fields, or none that matters.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Empty {}
+
+/// A request whose only field is a filter.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Filtered<F: prost::Message + Default + Debug> {
+    #[prost(message, optional, tag = "1")]
+    pub filter: Option<F>,
+}
+
+/// A piece of a streamed list.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Piece<T: prost::Message + Default + Debug> {
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<T>,
+}
+
+/// One call, `/runtime.v1.SERVICE/METHOD`.
+pub async fn call<Q, A>(channel: Channel, path: &'static str, request: Q) -> Result<A, tonic::Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + Debug + 'static,
+{
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    Ok(client.unary(tonic::Request::new(request), path, ProstCodec::<Q, A>::default()).await?.into_inner())
+}
+
+/// All of a streamed list, and in how many pieces it came.
+pub async fn list<F, T>(
+    channel: Channel,
+    path: &'static str,
+    filter: Option<F>,
+) -> Result<(Vec<T>, usize), tonic::Status>
+where
+    F: prost::Message + Default + Debug + 'static,
+    T: prost::Message + Default + Debug + 'static,
+{
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    let codec = ProstCodec::<Filtered<F>, Piece<T>>::default();
+    let request = tonic::Request::new(Filtered { filter });
+    let mut stream = client.server_streaming(request, path, codec).await?.into_inner();
+    let (mut all, mut pieces) = (Vec::new(), 0);
+    while let Some(piece) = stream.message().await? {
+        all.extend(piece.items);
+        pieces += 1;
+    }
+    Ok((all, pieces))
+}
