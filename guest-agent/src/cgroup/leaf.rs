@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, mkdirat};
+use rustix::fs::{Mode, OFlags, mkdirat};
 use rustix::io::Errno;
 
 use super::control::Control;
@@ -100,6 +100,19 @@ impl Leaf {
         let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let below = below(&memberships, &self.control.to_string()).ok_or(io::ErrorKind::NotFound)?;
         files::open_directory(base.as_fd(), &format!("{leaf}{below}"))
+    }
+
+    /// The `tasks` files of its v1 hierarchies, open for writing: a process that has them, and nothing else of the
+    /// cgroups, enters by writing `0` to each.
+    pub fn task_files(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        let all = self.control.directories.all();
+        let v1 = all.filter(|(version, _)| matches!(version, Version::V1(_)));
+        v1.map(|(_, base)| {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(base, self.control.path_of("tasks"), flags, Mode::empty())
+                .map_err(|errno| self.control.failed("open the file tasks of", errno.into()))
+        })
+        .collect()
     }
 
     /// Moves the calling process, which must have one thread, into the leaf of every v1 hierarchy. A thread that moves

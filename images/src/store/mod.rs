@@ -6,6 +6,7 @@
 //! image that brought it. Queries answer from memory.
 
 mod catalogue;
+mod check;
 mod config;
 mod error;
 mod files;
@@ -13,6 +14,7 @@ mod flights;
 mod holds;
 mod index;
 mod layers;
+mod names;
 mod progress;
 mod pull;
 mod stack;
@@ -30,7 +32,6 @@ use tokio::sync::watch;
 use crate::image::{Image, ImageConfig};
 use crate::layer::LayerId;
 use crate::mounts::{LayerMounts, LayerSource, MountError};
-use crate::reference::Reference;
 
 use catalogue::Catalogue;
 use files::{Files, Temporary};
@@ -38,9 +39,11 @@ use flights::Flights;
 use holds::Holds;
 use index::{Change, Contents, Index};
 
+pub use check::{ArchiveFailure, CheckReport, Problem};
 pub use config::StoreConfig;
 pub use error::{PullError, PullErrorKind, StoreError};
 pub use holds::LayerHold;
+pub use names::LayerUsage;
 pub use progress::PullProgress;
 
 /// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`
@@ -153,20 +156,6 @@ impl ImageStore {
         Ok(removed)
     }
 
-    /// Takes one name away and leaves the image. Returns whether the name existed. `name` must be a reference.
-    pub fn untag(&self, name: &str) -> Result<bool, StoreError> {
-        let Ok(reference) = name.parse::<Reference>() else { return Ok(false) };
-        let _writer = self.write();
-        let name = reference.name();
-        if !self.read().names.contains_key(&name) {
-            return Ok(false);
-        }
-        let change = Change { delete_names: vec![name], ..Change::default() };
-        self.index.commit(&change)?;
-        self.apply(&change, BTreeMap::new());
-        Ok(true)
-    }
-
     /// What the store occupies on its filesystem.
     pub fn usage(&self) -> Result<FilesystemUsage, StoreError> {
         let (bytes, inodes) = self.files.occupied()?;
@@ -206,6 +195,24 @@ impl ImageStore {
             layers.iter().map(source).collect::<Result<Vec<_>, _>>()?
         };
         self.mounts.trees(sources)
+    }
+
+    /// The layers' EROFS files, open for reading, in the order given: for machines, which have kernels of their own to
+    /// mount them. Hold the layers meanwhile.
+    pub fn layer_files(&self, layers: &[LayerId]) -> Result<Vec<fs::File>, MountError> {
+        let catalogue = self.read();
+        let open = |layer: &LayerId| {
+            if !catalogue.layers.contains_key(layer) {
+                return Err(MountError::Unknown(layer.clone()));
+            }
+            fs::File::open(self.files.layer(layer)).map_err(|error| MountError::Mount {
+                layer: layer.clone(),
+                step: "open",
+                source: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+                log: String::new(),
+            })
+        };
+        layers.iter().map(open).collect()
     }
 
     /// Unmounts all layers and removes their namespace, so that the machine is as it was. For a daemon that ends and
