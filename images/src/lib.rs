@@ -30,6 +30,6 @@ pub use mounts::MountError;
 pub use reference::{Reference, ReferenceError};
 pub use registry::Credentials;
 pub use store::{
-    FilesystemUsage, ImageStore, LayerHold, PullError, PullErrorKind, PullProgress, StoreConfig, StoreError,
-    SweepReport,
+    ArchiveFailure, CheckReport, FilesystemUsage, ImageStore, LayerHold, LayerUsage, Problem, PullError,
+    PullErrorKind, PullProgress, StoreConfig, StoreError, SweepReport,
 };

@@ -1,6 +1,8 @@
 //! The whole crate through its public face: real and misbehaving registries, real files, real mounts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Whether a store is whole, and how it is mended.
+mod check;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
 /// What a hostile or broken registry can do, and that nothing stays of it.
@@ -11,6 +13,8 @@ mod hosts;
 mod image;
 /// Mounts of layers in their namespace.
 mod mounting;
+/// Names, and images that none leads to.
+mod names;
 /// Pulls that succeed.
 mod pulls;
 /// Removal, holds, sweeping, and what a crash leaves.

@@ -41,20 +41,6 @@ async fn removing_an_image_takes_all_its_names_and_only_its_own_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn untagging_leaves_the_image() {
-    let (server, one, _) = two_images().await;
-    let test = TestStore::new();
-    let name = format!("{}/app:1", server.host());
-    test.pull(&name).await.unwrap();
-    assert!(test.store.untag(&name).unwrap());
-    assert!(!test.store.untag(&name).unwrap());
-    assert!(test.store.find(&one.id()).unwrap().unwrap().repo_tags.is_empty());
-    let test = test.reopen();
-    assert!(test.store.find(&name).unwrap().is_none());
-    assert!(test.store.find(&one.id()).unwrap().is_some());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_layers_outlive_their_image() {
     let (server, one, _) = two_images().await;
     let test = TestStore::new();
