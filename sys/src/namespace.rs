@@ -1,6 +1,6 @@
 use std::io;
 use std::ops::{BitOr, BitOrAssign};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
 
@@ -83,6 +83,19 @@ pub fn enter(fd: BorrowedFd<'_>, kind: Namespaces) -> io::Result<()> {
 pub fn enter_of_process(pidfd: BorrowedFd<'_>, kinds: Namespaces) -> io::Result<()> {
     let kinds = ThreadNameSpaceType::from_bits_retain(kinds.bits());
     Ok(rustix::thread::move_into_thread_name_spaces(pidfd, kinds)?)
+}
+
+/// The user namespace that owns the namespace behind `fd` (ioctl_ns(2), NS_GET_USERNS); an error if that is out of
+/// sight.
+pub fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    let owner = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner) })
 }
 
 /// Gives the calling thread new namespaces of these kinds. A PID namespace takes effect for children made afterwards.

@@ -77,6 +77,8 @@ pub fn from_cri(
 pub fn host() -> Result<Vec<Device>, DeviceError> {
     let mut devices = from_cri("/dev", "/dev", "rwm")?;
     devices.retain(|device| !OWN.contains(&device.path.as_str()));
+    // Nobody named them: in a pod with a user namespace they must not become its root's.
+    devices.iter_mut().for_each(|device| device.host_owner = true);
     Ok(devices)
 }
 
@@ -150,6 +152,7 @@ fn device(destination: &Path, metadata: &Metadata, access: &str) -> Option<Devic
         gid: metadata.gid(),
         access: access.to_owned(),
         block_slot: None,
+        host_owner: false,
     })
 }
 

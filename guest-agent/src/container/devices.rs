@@ -35,8 +35,7 @@ pub(super) fn populate(dev: &Root, requested: &[DeviceNode]) -> Result<(), Failu
             major,
             minor,
             mode: 0o666,
-            uid: 0,
-            gid: 0,
+            owner: None,
         };
         make(dev, name, &node)?;
     }
@@ -91,10 +90,8 @@ fn make(root: &Root, path: &str, node: &DeviceNode) -> Result<(), Failure> {
         }
         Err(error) => return Err(Failure::system(Stage::Device, doing(), error)),
     }
-    if (node.uid, node.gid) == (0, 0) {
-        return Ok(());
-    }
-    set_owner(parent.as_fd(), name, node.uid, node.gid).during(Stage::Device, doing)
+    let Some((uid, gid)) = node.owner else { return Ok(()) };
+    set_owner(parent.as_fd(), name, uid, gid).during(Stage::Device, doing)
 }
 
 #[cfg(test)]
@@ -112,8 +109,7 @@ mod tests {
             major: 1,
             minor: 3,
             mode: 0o640,
-            uid: 5,
-            gid: 6,
+            owner: Some((5, 6)),
         };
         make_elsewhere(&root, std::slice::from_ref(&node)).unwrap();
         make_elsewhere(&root, std::slice::from_ref(&node)).unwrap();

@@ -5,12 +5,13 @@ use hull_sys::namespace::{self, Namespaces};
 
 use crate::cgroup::Leaf;
 use crate::protocol::messages;
+use crate::sandbox::UserNamespace;
 
 use super::failure::{During, Failure, Stage};
 use super::process_plan::ProcessPlan;
 use super::report::Reporter;
 use super::stdio::{Streams, agent_null};
-use super::{ChildStdio, LaunchError, Launched, PidNamespace, execute, launch, plan, rootfs};
+use super::{ChildStdio, LaunchError, Launched, PidNamespace, execute, inner, launch, plan, rootfs};
 
 /// A container that another process is started in.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct RunningContainer<'a> {
     pub process: &'a messages::Process,
     /// It has a cgroup namespace of its own.
     pub private_cgroup_namespace: bool,
+    /// Where it lives; `None`: where the agent does.
+    pub user_namespace: Option<&'a UserNamespace>,
 }
 
 /// Starts another process inside a running container: in its cgroup and its mount, PID and cgroup namespaces. With
@@ -65,5 +68,10 @@ fn exec_process(
     let cwd = execute::working_directory(process, &root, false)?;
     let streams = Streams::open(stdio, process.terminal, &root, &own, null.as_fd(), reporter)?;
     launch::in_cgroup(container.cgroup.enter_v1_cpu())?;
+    if let Some(namespace) = container.user_namespace {
+        inner::check_mapped(namespace, &user.identity)?;
+        streams.give_to(namespace.uids.outside(user.identity.uid));
+        inner::enter(namespace)?;
+    }
     execute::become_program(process, &user, &streams, cwd, &own, reporter)
 }

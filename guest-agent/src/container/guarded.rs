@@ -9,7 +9,7 @@ use crate::sandbox::layout;
 
 use super::failure::{During, Failure, Stage};
 use super::inside::{Links, Root, file_type, is_procfs};
-use super::mounts::attach;
+use super::mounts::{Part, attach};
 use super::own_proc::is_missing;
 use super::plan::{ContainerPlan, is_below};
 
@@ -17,14 +17,19 @@ use super::plan::{ContainerPlan, is_below};
 const RECURSIVE: OpenTreeFlags = OpenTreeFlags::AT_RECURSIVE;
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
-/// First what is read-only, then what is masked.
-pub(super) fn guard(root: &Root, plan: &ContainerPlan) -> Result<(), Failure> {
-    for path in &plan.readonly_paths {
+/// First what is read-only, then what is masked, of the paths of one part.
+pub(super) fn guard(root: &Root, plan: &ContainerPlan, part: Part) -> Result<(), Failure> {
+    let of_part = |path: &&String| match part {
+        Part::All => true,
+        Part::Outside => !is_below(path, "/proc"),
+        Part::Inside => is_below(path, "/proc"),
+    };
+    for path in plan.readonly_paths.iter().filter(of_part) {
         if let Some(found) = find(root, path)? {
             make_readonly(found, path)?;
         }
     }
-    for path in &plan.masked_paths {
+    for path in plan.masked_paths.iter().filter(of_part) {
         if let Some(found) = find(root, path)? {
             mask(found, path)?;
         }

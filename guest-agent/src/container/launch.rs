@@ -14,12 +14,14 @@ use crate::protocol::messages;
 
 use super::failure::{During, Failure, Stage};
 use super::inside::Root;
+use super::mounts::Part;
 use super::own_proc::OwnProc;
 use super::plan::{CgroupNamespace, ContainerPlan};
 use super::report::{self, Reporter};
 use super::stdio::{Streams, agent_null};
+use super::users::Resolved;
 use super::{
-    ChildStdio, LaunchError, Launched, PidNamespace, Slots, devices, execute, guarded, mounts, rootfs,
+    ChildStdio, LaunchError, Launched, PidNamespace, Slots, devices, execute, guarded, inner, mounts, rootfs,
 };
 
 /// How long a process may take from its clone to its program. The agent waits for it, so something that hangs (a dead
@@ -39,8 +41,24 @@ pub fn launch(
     cgroup: &Leaf,
     pid_namespace: PidNamespace<'_>,
 ) -> Result<Launched, LaunchError> {
-    start(cgroup, None, Namespaces::MOUNT, pid_namespace, |reporter| {
-        container_process(plan, slots, stdio, cgroup, reporter)
+    // Inside a user namespace it is the second process that is numbered where it was asked for.
+    let first = if plan.user_namespace.is_some() { PidNamespace::Agent } else { pid_namespace };
+    start(cgroup, None, Namespaces::MOUNT, first, |reporter| {
+        let (root, user, own) = prepare(plan, slots, cgroup)?;
+        let Some(namespace) = &plan.user_namespace else {
+            return finish(plan, &root, &user, stdio, &own, reporter);
+        };
+        inner::check_mapped(namespace, &user.identity)?;
+        stdio.give_to(namespace.uids.outside(user.identity.uid));
+        inner::go_on_inside(namespace, pid_namespace, reporter)?;
+        let own = OwnProc::open().during(Stage::Start, || "cannot prepare the process")?;
+        let root = rootfs::unlocked()?;
+        if plan.cgroup_namespace == CgroupNamespace::Private {
+            unshare_cgroups()?;
+        }
+        mounts::mount_all(&root, plan, slots, Part::Inside)?;
+        guarded::guard(&root, plan, Part::Inside)?;
+        finish(plan, &root, &user, stdio, &own, reporter)
     })
 }
 
@@ -101,23 +119,47 @@ impl Drop for EndOfChild {
 /// Follows a child until it has become its program; kills and reaps it if that fails.
 fn supervise(pid: i32, pidfd: OwnedFd, socket: BorrowedFd<'_>) -> Result<Launched, LaunchError> {
     let follow = || -> Result<report::Report, LaunchError> {
-        let report = report::collect(socket, Instant::now() + DEADLINE)
+        let mut report = report::collect(socket, Instant::now() + DEADLINE)
             .during(Stage::Start, || "cannot follow the start of the process")?;
-        Ok(report.into_result()?)
+        let child = report.child.take();
+        match report.into_result() {
+            Ok(mut report) => {
+                report.child = child;
+                Ok(report)
+            }
+            Err(failure) => {
+                if let Some((_, child)) = child {
+                    end(child.as_fd());
+                }
+                Err(failure.into())
+            }
+        }
     };
     match follow() {
         Ok(report) => {
             let identity = report.identity;
             let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups);
+            let (pid, pidfd) = match report.child {
+                None => (pid, pidfd),
+                Some(child) => {
+                    // Its last word was that of the child; it has ended, or is about to.
+                    let _ = process::wait(pidfd.as_fd());
+                    child
+                }
+            };
             Ok(Launched { pid, pidfd, uid, gid, groups, terminal: report.terminal })
         }
         Err(error) => {
-            // Already dead, or killed here; reaped in any case.
-            let _ = process::pidfd_send_signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
-            let _ = process::wait(pidfd.as_fd());
+            end(pidfd.as_fd());
             Err(error)
         }
     }
+}
+
+/// Kills a child that may be dead already, and reaps it.
+fn end(child: BorrowedFd<'_>) {
+    let _ = process::pidfd_send_signal(child, rustix::process::Signal::KILL.as_raw());
+    let _ = process::wait(child);
 }
 
 /// Clones with the children's PID namespace set as asked, and set back afterwards.
@@ -154,33 +196,53 @@ fn clone3(cgroup: Option<BorrowedFd<'_>>, namespaces: Namespaces) -> Result<Clon
         .during(Stage::Start, || "cannot clone the process")
 }
 
-/// Everything that happens in the cloned process, up to the program.
-fn container_process(
+/// The root filesystem with its mounts: all, or those that a process in the pod's user namespace cannot make.
+fn prepare(
     plan: &ContainerPlan,
     slots: &Slots<'_>,
-    stdio: ChildStdio,
     cgroup: &Leaf,
-    reporter: &Reporter,
-) -> Result<Infallible, Failure> {
+) -> Result<(Root, Resolved, OwnProc), Failure> {
     in_cgroup(cgroup.enter_v1_cpu())?;
     let own = execute::begin(&plan.process)?;
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private)
         .during(Stage::Mount, || "cannot make the container's mounts private")?;
-    let root = rootfs::assemble(&plan.rootfs, slots)?;
+    let user_namespace = plan.user_namespace.as_deref();
+    if let Some(user) = user_namespace {
+        inner::act_as_root_of(user)?;
+    }
+    let root = rootfs::assemble(&plan.rootfs, slots, user_namespace)?;
     let user = execute::resolve_user(&plan.process, &root, &own)?;
     devices::make_elsewhere(&root, &plan.devices)?;
-    in_cgroup_namespace(plan.cgroup_namespace, &own, || mounts::mount_all(&root, plan, slots))?;
-    guarded::guard(&root, plan)?;
-    let cwd = execute::working_directory(&plan.process, &root, true)?;
+    let part = if user_namespace.is_some() { Part::Outside } else { Part::All };
+    in_cgroup_namespace(plan.cgroup_namespace, &own, || mounts::mount_all(&root, plan, slots, part))?;
+    guarded::guard(&root, plan, part)?;
+    Ok((root, user, own))
+}
+
+/// The rest, up to the program.
+fn finish(
+    plan: &ContainerPlan,
+    root: &Root,
+    user: &Resolved,
+    stdio: ChildStdio,
+    own: &OwnProc,
+    reporter: &Reporter,
+) -> Result<Infallible, Failure> {
+    let cwd = execute::working_directory(&plan.process, root, true)?;
     let null = agent_null()?;
-    let streams = Streams::open(stdio, plan.process.terminal, &root, &own, null.as_fd(), reporter)?;
+    let streams = Streams::open(stdio, plan.process.terminal, root, own, null.as_fd(), reporter)?;
     if plan.own_dev {
-        streams.bind_console(&root)?;
+        streams.bind_console(root)?;
     }
-    rootfs::pivot(&root)?;
-    finish_root(plan, &root)?;
-    execute::become_program(&plan.process, &user, &streams, cwd, &own, reporter)
+    rootfs::pivot(root)?;
+    finish_root(plan, root)?;
+    execute::become_program(&plan.process, user, &streams, cwd, own, reporter)
+}
+
+fn unshare_cgroups() -> Result<(), Failure> {
+    namespace::unshare(Namespaces::CGROUP)
+        .during(Stage::Start, || "cannot make the container's cgroup namespace")
 }
 
 /// Mounts of cgroup filesystems show what the namespace that they are made in shows.
@@ -190,16 +252,15 @@ fn in_cgroup_namespace(
     mount: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let doing = || "cannot make the container's cgroup namespace";
-    let unshare = || namespace::unshare(Namespaces::CGROUP).during(Stage::Start, doing);
     match wanted {
         CgroupNamespace::Agent => mount(),
         CgroupNamespace::Private => {
-            unshare()?;
+            unshare_cgroups()?;
             mount()
         }
         CgroupNamespace::PrivateWhileMounting => {
             let agents = own.cgroup_namespace().during(Stage::Start, doing)?;
-            unshare()?;
+            unshare_cgroups()?;
             mount()?;
             namespace::enter(agents.as_fd(), Namespaces::CGROUP)
                 .during(Stage::Start, || "cannot return to the host's cgroup namespace")

@@ -10,6 +10,7 @@ mod exec;
 mod execute;
 mod failure;
 mod guarded;
+mod inner;
 mod inside;
 mod launch;
 mod mount_plan;

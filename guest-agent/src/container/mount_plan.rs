@@ -5,7 +5,7 @@ use hull_sys::mount::MountAttrFlags as Attr;
 use crate::protocol::messages::{self, Propagation};
 use crate::sandbox::{Hierarchy, PodFacts, layout};
 
-use super::plan::{PlanError, is_below, normalise};
+use super::plan::{MAX_LAYERS, PlanError, is_below, normalise};
 
 /// Bytes of the tmpfs at /dev, as in other runtimes.
 const DEV_SIZE: u64 = 64 << 20;
@@ -22,6 +22,8 @@ pub(super) struct MountStep {
     pub(super) missing: Missing,
     /// Symbolic links in the destination are refused: for the mounts that a container's safety rests on.
     pub(super) exact: bool,
+    /// Ids on the source's file system are those of the pod's user namespace.
+    pub(super) idmapped: bool,
 }
 
 /// What is mounted.
@@ -44,6 +46,11 @@ pub(super) enum Source {
     CgroupV1(Vec<Hierarchy>),
     /// A tree or file that the request brought.
     Slot(u32),
+    /// An image: the slots of its layers, the uppermost first, and what of it is mounted (empty: all).
+    Image {
+        layers: Vec<u32>,
+        sub_path: String,
+    },
     Tmpfs {
         size: u64,
         mode: u32,
@@ -111,6 +118,7 @@ fn defaults(spec: &messages::StartContainer, pod: &PodFacts) -> Vec<MountStep> {
         propagation: Propagation::Private,
         missing: Missing::Create,
         exact: true,
+        idmapped: false,
     };
     let dev = Source::Dev { size: DEV_SIZE, mode: 0o755 };
     let mut steps = vec![
@@ -150,6 +158,12 @@ fn requested(mount: &messages::Mount) -> Result<MountStep, PlanError> {
     let source = match &mount.source {
         None => return Err(PlanError::NoSource(destination)),
         Some(messages::mount::Source::Slot(slot)) => Source::Slot(*slot),
+        Some(messages::mount::Source::Image(image)) => {
+            if image.layers.is_empty() || image.layers.len() >= MAX_LAYERS {
+                return Err(PlanError::Layers(image.layers.len()));
+            }
+            Source::Image { layers: image.layers.clone(), sub_path: image.sub_path.clone() }
+        }
         Some(messages::mount::Source::Tmpfs(tmpfs)) => {
             let (size, mode) = (tmpfs.size, tmpfs.mode & 0o7777);
             if destination == "/dev" { Source::Dev { size, mode } } else { Source::Tmpfs { size, mode } }
@@ -157,12 +171,15 @@ fn requested(mount: &messages::Mount) -> Result<MountStep, PlanError> {
     };
     let (set, clear) = options(&destination, &mount.options)?;
     let recursive_readonly = mount.recursive_readonly;
+    // KEP-4639: an image volume is read-only, whatever is asked for.
+    let readonly = mount.readonly || recursive_readonly || matches!(source, Source::Image { .. });
     Ok(MountStep {
         source,
-        flags: Flags { set, clear, readonly: mount.readonly || recursive_readonly, recursive_readonly },
+        flags: Flags { set, clear, readonly, recursive_readonly },
         propagation: mount.propagation(),
         missing: Missing::Create,
         exact: false,
+        idmapped: mount.idmapped,
         destination,
     })
 }
@@ -206,6 +223,7 @@ pub(super) mod tests {
             etc_hostname: true,
             etc_hosts: true,
             etc_resolv_conf: false,
+            user_namespace: None,
             cgroups: CgroupView::new(&messages::CgroupLayout {
                 unified: "/sys/fs/cgroup/unified".into(),
                 unified_controllers: false,
@@ -215,6 +233,14 @@ pub(super) mod tests {
                 }],
             }),
         }
+    }
+
+    /// Users from 100000 and groups from 200000 on, 65536 of each.
+    pub(in crate::container) fn pod_in_user_namespace() -> PodFacts {
+        let map = |host| crate::sandbox::IdMap::new(0, host, 65_536).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let user = crate::sandbox::UserNamespace::new(null.into(), map(100_000), map(200_000));
+        PodFacts { user_namespace: Some(std::sync::Arc::new(user)), ..pod() }
     }
 
     pub(in crate::container) fn slot_mount(destination: &str, slot: u32) -> messages::Mount {
@@ -297,6 +323,24 @@ pub(super) mod tests {
         assert!(!of("/dev/shm").flags.readonly);
         spec.mounts[0].options.push("suid=x".into());
         assert!(matches!(order(&spec, &pod()), Err(PlanError::Option { .. })));
+    }
+
+    #[test]
+    fn an_image_volume_is_read_only_and_has_layers() {
+        let mut spec = spec();
+        let image = messages::ImageVolume { layers: vec![4, 5], sub_path: "etc".into() };
+        let mount = |image| messages::Mount {
+            destination: "/image".into(),
+            source: Some(messages::mount::Source::Image(image)),
+            ..Default::default()
+        };
+        spec.mounts = vec![mount(image)];
+        let (steps, _) = order(&spec, &pod()).unwrap();
+        let step = steps.iter().find(|step| step.destination == "/image").unwrap();
+        assert!(step.flags.readonly);
+        assert_eq!(step.source, Source::Image { layers: vec![4, 5], sub_path: "etc".into() });
+        spec.mounts = vec![mount(messages::ImageVolume::default())];
+        assert!(matches!(order(&spec, &pod()), Err(PlanError::Layers(0))));
     }
 
     #[test]

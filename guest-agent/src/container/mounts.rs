@@ -16,8 +16,8 @@ use super::failure::{During, Failure, Stage};
 use super::inside::{Kind, Links, Root, file_type, is_procfs};
 use super::mount_plan::{Flags, Missing, MountStep, Source};
 use super::own_proc::is_missing;
-use super::plan::ContainerPlan;
-use super::rootfs::with_log;
+use super::plan::{ContainerPlan, is_below};
+use super::rootfs::{image_volume, map_ids, with_log};
 use super::{Slots, devices};
 
 /// What may be mounted over in procfs: what lxcfs and the like emulate. Anything else there would let an image or a
@@ -34,16 +34,51 @@ const PROC_FILES: [&str; 9] = [
     "/proc/net/dev",
 ];
 
-/// Mounts everything in the plan's order.
-pub(super) fn mount_all(root: &Root, plan: &ContainerPlan, slots: &Slots<'_>) -> Result<(), Failure> {
+/// Which mounts are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Without a user namespace: all.
+    All,
+    /// Outside of the pod's user namespace: all but /proc and what lies below it.
+    Outside,
+    /// Inside of it: the rest. A procfs belongs to the PID namespace that it is mounted from.
+    Inside,
+}
+
+/// The group that terminals belong to in every distribution.
+const TTY: u32 = 5;
+
+/// Mounts everything of a part in the plan's order.
+pub(super) fn mount_all(
+    root: &Root,
+    plan: &ContainerPlan,
+    slots: &Slots<'_>,
+    part: Part,
+) -> Result<(), Failure> {
     for step in &plan.mounts {
-        mount_step(root, plan, step, slots)?;
+        let tree = match (part, is_below(&step.destination, "/proc")) {
+            (Part::All, _) | (Part::Outside, false) => tree(plan, step, slots)?,
+            // What it brings along is made ready where that is allowed.
+            (Part::Outside, true) if is_brought(&step.source) => {
+                tree(plan, step, slots)?;
+                continue;
+            }
+            (Part::Outside, true) | (Part::Inside, false) => continue,
+            (Part::Inside, true) => match &step.source {
+                Source::Slot(slot) => Tree::Brought(brought(step, *slot, slots)?),
+                _ => tree(plan, step, slots)?,
+            },
+        };
+        mount_step(root, plan, step, &tree)?;
     }
     Ok(())
 }
 
-fn mount_step(root: &Root, plan: &ContainerPlan, step: &MountStep, slots: &Slots<'_>) -> Result<(), Failure> {
-    let tree = tree(step, slots)?;
+const fn is_brought(source: &Source) -> bool {
+    matches!(source, Source::Slot(_))
+}
+
+fn mount_step(root: &Root, plan: &ContainerPlan, step: &MountStep, tree: &Tree<'_>) -> Result<(), Failure> {
     let Some(target) = target(root, step, tree.as_fd())? else { return Ok(()) };
     attach(tree.as_fd(), target.as_fd(), &step.destination)?;
     match &step.source {
@@ -76,7 +111,8 @@ impl Tree<'_> {
 }
 
 /// The detached mount with all its attributes.
-fn tree<'a>(step: &MountStep, slots: &Slots<'a>) -> Result<Tree<'a>, Failure> {
+fn tree<'a>(plan: &ContainerPlan, step: &MountStep, slots: &Slots<'a>) -> Result<Tree<'a>, Failure> {
+    let user = plan.user_namespace.as_deref();
     let attributes =
         if step.flags.readonly { step.flags.set | Attr::MOUNT_ATTR_RDONLY } else { step.flags.set };
     let make = |kind: &str, options: &[(&str, &str)], attributes| {
@@ -89,8 +125,13 @@ fn tree<'a>(step: &MountStep, slots: &Slots<'a>) -> Result<Tree<'a>, Failure> {
         Source::Sysfs => make("sysfs", &[], attributes),
         Source::Mqueue => make("mqueue", &[], attributes),
         Source::Cgroup2 => make("cgroup2", &[], attributes),
-        // runtime-spec config-linux.md, "Default Filesystems"; 5 is the group tty of every distribution.
-        Source::Devpts => make("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], attributes),
+        // runtime-spec config-linux.md, "Default Filesystems".
+        Source::Devpts => {
+            let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+            let group = user.map_or(Some(TTY), |user| user.gids.outside(TTY)).map(|gid| gid.to_string());
+            options.extend(group.iter().map(|gid| ("gid", gid.as_str())));
+            make("devpts", &options, attributes)
+        }
         Source::Dev { size, mode } | Source::Tmpfs { size, mode } => {
             let (size, mode) = (size.to_string(), format!("{mode:o}"));
             let all = [("mode", mode.as_str()), ("size", size.as_str())];
@@ -106,15 +147,38 @@ fn tree<'a>(step: &MountStep, slots: &Slots<'a>) -> Result<Tree<'a>, Failure> {
             Ok(Tree::Made(tree))
         }
         Source::Slot(slot) => {
-            let tree = slots.get(*slot).ok_or_else(|| {
-                let message =
-                    format!("cannot mount {}: the request brought no slot {slot}", step.destination);
-                Failure::new(Stage::Mount, message)
-            })?;
+            let tree = brought(step, *slot, slots)?;
+            if step.idmapped {
+                map_ids(tree, user, true).map_err(|error| unmapped(step, error))?;
+            }
             set_flags(tree, step.flags, propagation(step.propagation), &step.destination)?;
             Ok(Tree::Brought(tree))
         }
+        Source::Image { layers, sub_path } => {
+            let tree = image_volume(layers, sub_path, slots, user)?;
+            set_flags(tree.as_fd(), step.flags, None, &step.destination)?;
+            Ok(Tree::Made(tree))
+        }
     }
+}
+
+fn brought<'a>(step: &MountStep, slot: u32, slots: &Slots<'a>) -> Result<BorrowedFd<'a>, Failure> {
+    slots.get(slot).ok_or_else(|| {
+        let message = format!("cannot mount {}: the request brought no slot {slot}", step.destination);
+        Failure::new(Stage::Mount, message)
+    })
+}
+
+/// mount_setattr(2) says only EINVAL for a file system that knows no mapped ids.
+fn unmapped(step: &MountStep, error: std::io::Error) -> Failure {
+    let destination = &step.destination;
+    let mut failure =
+        Failure::system(Stage::Mount, format!("cannot map the ids of the mount at {destination}"), error);
+    if failure.errno == rustix::io::Errno::INVAL.raw_os_error() {
+        failure.message +=
+            " (its file system cannot map ids: such a volume cannot be used in a pod with a user namespace)";
+    }
+    failure
 }
 
 /// A clone of a shared mount stays in its peer group: that is Bidirectional. It leaves the group for Private, and

@@ -1,5 +1,7 @@
+use std::sync::Arc;
+
 use crate::protocol::messages;
-use crate::sandbox::PodFacts;
+use crate::sandbox::{PodFacts, UserNamespace};
 
 use super::mount_plan::{self, MountStep};
 use super::process_plan::{MAX_PATH, ProcessPlan, settled};
@@ -8,7 +10,7 @@ use super::users::UserError;
 use super::{Launched, process_plan};
 
 /// Layers that overlayfs can stack (OVL_MAX_STACK).
-const MAX_LAYERS: usize = 500;
+pub(super) const MAX_LAYERS: usize = 500;
 
 /// Why a request cannot become a container.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -92,6 +94,8 @@ pub struct ContainerPlan {
     pub(super) masked_paths: Vec<String>,
     pub(super) cgroup_namespace: CgroupNamespace,
     pub(super) process: ProcessPlan,
+    /// Where the container lives; `None`: where the agent does.
+    pub(super) user_namespace: Option<Arc<UserNamespace>>,
     /// As it was asked for; the settled form is what execs inherit.
     request: messages::Process,
 }
@@ -127,8 +131,8 @@ pub(super) struct DeviceNode {
     pub(super) minor: u32,
     /// Permission bits.
     pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    /// User and group as the agent numbers them; `None`: the container's root.
+    pub(super) owner: Option<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,11 +158,16 @@ impl ContainerPlan {
             rootfs: rootfs(spec)?,
             mounts,
             own_dev,
-            devices: spec.devices.iter().map(device).collect::<Result<_, _>>()?,
+            devices: spec
+                .devices
+                .iter()
+                .map(|node| device(node, pod.user_namespace.as_deref()))
+                .collect::<Result<_, _>>()?,
             readonly_paths,
             masked_paths,
             cgroup_namespace,
             process: ProcessPlan::new(process)?,
+            user_namespace: pod.user_namespace.clone(),
             request: process.clone(),
         })
     }
@@ -234,7 +243,7 @@ fn guarded_paths(
     Ok(result)
 }
 
-fn device(device: &messages::Device) -> Result<DeviceNode, PlanError> {
+fn device(device: &messages::Device, user: Option<&UserNamespace>) -> Result<DeviceNode, PlanError> {
     let bad = |reason: &str| PlanError::Device { path: device.path.clone(), reason: reason.into() };
     let kind = match device.r#type.as_str() {
         "c" | "u" => DeviceKind::Character,
@@ -255,9 +264,20 @@ fn device(device: &messages::Device) -> Result<DeviceNode, PlanError> {
         major: device.major,
         minor: device.minor,
         mode: device.mode & 0o777,
-        uid: device.uid,
-        gid: device.gid,
+        owner: owner(device, user),
     })
+}
+
+/// An id that the pod's user namespace does not map stays what it is outside: to the container nobody's.
+fn owner(device: &messages::Device, user: Option<&UserNamespace>) -> Option<(u32, u32)> {
+    match user {
+        None if (device.uid, device.gid) == (0, 0) => None,
+        Some(user) if !device.host_owner => Some((
+            user.uids.outside(device.uid).unwrap_or(device.uid),
+            user.gids.outside(device.gid).unwrap_or(device.gid),
+        )),
+        _ => Some((device.uid, device.gid)),
+    }
 }
 
 /// The plan of a process in a running container.
@@ -276,7 +296,7 @@ pub(super) fn exec_process(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::mount_plan::tests::{pod, slot_mount, spec};
+    use crate::container::mount_plan::tests::{pod, pod_in_user_namespace, slot_mount, spec};
 
     #[test]
     fn paths_are_absolute_and_shortest() {
@@ -330,10 +350,25 @@ mod tests {
             mode: 0o100_666,
             ..Default::default()
         };
-        assert_eq!(device(&fuse).unwrap().mode, 0o666);
-        assert!(device(&messages::Device { major: 4096, ..fuse.clone() }).is_err());
-        assert!(device(&messages::Device { r#type: "x".into(), ..fuse.clone() }).is_err());
-        assert!(device(&messages::Device { path: "fuse".into(), ..fuse }).is_err());
+        assert_eq!(device(&fuse, None).unwrap().mode, 0o666);
+        assert!(device(&messages::Device { major: 4096, ..fuse.clone() }, None).is_err());
+        assert!(device(&messages::Device { r#type: "x".into(), ..fuse.clone() }, None).is_err());
+        assert!(device(&messages::Device { path: "fuse".into(), ..fuse }, None).is_err());
+    }
+
+    #[test]
+    fn a_device_of_a_pod_with_a_user_namespace_is_its_own_or_the_hosts() {
+        let user = pod_in_user_namespace().user_namespace.unwrap();
+        let disk =
+            messages::Device { path: "/dev/disk".into(), r#type: "b".into(), gid: 6, ..Default::default() };
+        assert_eq!(device(&disk, Some(&user)).unwrap().owner, Some((100_000, 200_006)));
+        let disk = messages::Device { host_owner: true, ..disk };
+        assert_eq!(device(&disk, Some(&user)).unwrap().owner, Some((0, 6)));
+        assert_eq!(device(&disk, None).unwrap().owner, Some((0, 6)));
+        let root = messages::Device { gid: 0, ..disk };
+        assert_eq!(device(&root, None).unwrap().owner, None);
+        let beyond = messages::Device { gid: 70_000, host_owner: false, ..root };
+        assert_eq!(device(&beyond, Some(&user)).unwrap().owner, Some((100_000, 70_000)));
     }
 
     #[test]

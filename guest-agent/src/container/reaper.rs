@@ -7,32 +7,42 @@ use hull_sys::{privilege, process, signal};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Leaf;
-use crate::sandbox::layout;
+use crate::sandbox::{UserNamespace, layout};
 
 use super::failure::{During, Failure, Stage};
 use super::inside::Root;
 use super::report::{Identity, Reporter};
-use super::{LaunchError, Launched, PidNamespace, launch, rootfs};
+use super::{LaunchError, Launched, PidNamespace, inner, launch, rootfs};
 
 /// Starts the first process of a PID namespace that a pod's containers share: it reaps what is orphaned there, ignores
 /// everything else, and ends with the agent or on SIGTERM from it; with it ends all that is in the namespace.
 ///
 /// It is a copy of the agent, in sight of the pod's containers; so it has no descriptor, no capability, no_new_privs,
 /// and an empty directory for a root.
-pub fn start_reaper(cgroup: &Leaf) -> Result<Launched, LaunchError> {
-    launch::start(cgroup, None, Namespaces::MOUNT, PidNamespace::New, |reporter| {
-        reaper_process(cgroup, reporter)
+///
+/// The PID namespace belongs to the pod's user namespace, if it has one.
+pub fn start_reaper(cgroup: &Leaf, user_namespace: Option<&UserNamespace>) -> Result<Launched, LaunchError> {
+    let Some(user) = user_namespace else {
+        return launch::start(cgroup, None, Namespaces::MOUNT, PidNamespace::New, |reporter| {
+            launch::in_cgroup(cgroup.enter_v1_cpu())?;
+            reaper_process(reporter)
+        });
+    };
+    launch::start(cgroup, None, Namespaces::NONE, PidNamespace::Agent, |reporter| {
+        launch::in_cgroup(cgroup.enter_v1_cpu())?;
+        inner::go_on_inside(user, PidNamespace::New, reporter)?;
+        reaper_process(reporter)
     })
 }
 
-fn reaper_process(cgroup: &Leaf, reporter: &Reporter) -> Result<Infallible, Failure> {
+fn reaper_process(reporter: &Reporter) -> Result<Infallible, Failure> {
     signal::reset_all();
     let doing = || "cannot prepare the pod's first process";
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .during(Stage::Start, doing)?;
-    rustix::process::setsid().during(Stage::Start, doing)?;
+    // It leads a session already if it was made inside a user namespace.
+    let _ = rustix::process::setsid();
     empty_root()?;
-    launch::in_cgroup(cgroup.enter_v1_cpu())?;
     privilege::set_no_new_privs().during(Stage::Privileges, doing)?;
     privilege::limit_bounding_set(0).during(Stage::Privileges, doing)?;
     privilege::become_user(0, 0, &[]).during(Stage::Privileges, doing)?;

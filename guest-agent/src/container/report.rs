@@ -18,6 +18,7 @@ const IDENTITY: u8 = 1;
 const TERMINAL: u8 = 2;
 const EXECUTING: u8 = 3;
 const FAILED: u8 = 4;
+const CHILD: u8 = 5;
 
 /// The user a process runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(super) struct Identity {
 pub(super) struct Report {
     pub(super) identity: Identity,
     pub(super) terminal: Option<OwnedFd>,
+    /// The process that becomes the program, if it is not the one that was cloned first.
+    pub(super) child: Option<(i32, OwnedFd)>,
     executing: bool,
     failure: Option<Failure>,
 }
@@ -59,6 +62,11 @@ impl Reporter {
 
     pub(super) fn terminal(&self, primary: BorrowedFd<'_>) -> io::Result<()> {
         self.frame(TERMINAL, &[], &[primary])
+    }
+
+    /// Another process goes on with the start: its number and the process itself.
+    pub(super) fn child(&self, pid: i32, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.frame(CHILD, &pid.to_le_bytes(), &[pidfd])
     }
 
     pub(super) fn executing(&self) -> io::Result<()> {
@@ -124,6 +132,7 @@ impl Report {
             match tag {
                 IDENTITY => report.identity = parse_identity(body),
                 TERMINAL => report.terminal = fds.next(),
+                CHILD => report.child = parse_number(body).zip(fds.next()),
                 EXECUTING => report.executing = true,
                 FAILED => report.failure = parse_failure(body),
                 _ => {}
@@ -150,6 +159,10 @@ fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
     let (body, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
     Some((head[0], body, rest))
+}
+
+fn parse_number(body: &[u8]) -> Option<i32> {
+    Some(i32::from_le_bytes(body.try_into().ok()?))
 }
 
 fn parse_identity(body: &[u8]) -> Identity {

@@ -3,40 +3,111 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hull_sys::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use hull_sys::mount::{
+    self, Attributes, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::sandbox::layout;
+use crate::sandbox::{UserNamespace, layout};
 
 use super::Slots;
 use super::failure::{During, Failure, Stage};
-use super::inside::{Root, set_owner};
+use super::inside::{Links, Root, set_owner};
 use super::plan::RootfsPlan;
 
 /// Assembles the root filesystem and attaches it at [`layout::ROOTFS`] in the calling process's own mount namespace.
-pub(super) fn assemble(plan: &RootfsPlan, slots: &Slots<'_>) -> Result<Root, Failure> {
-    let mut lower = Vec::with_capacity(plan.layers.len());
-    for (number, slot) in plan.layers.iter().enumerate() {
+///
+/// Ids on layers and in the writable directory are those of `user`, if there is one: what is made in the root filesystem
+/// must be made by a user that it maps.
+pub(super) fn assemble(
+    plan: &RootfsPlan,
+    slots: &Slots<'_>,
+    user: Option<&UserNamespace>,
+) -> Result<Root, Failure> {
+    let lower = attach_layers(&plan.layers, slots, user)?;
+    let writable = tree(slots, plan.writable, "the writable directory")?;
+    let attached = map_ids(writable, user, false).and_then(|()| attach(writable, layout::WRITABLE));
+    attached.during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;
+    prepare_writable(writable, &lower[0])
+        .during(Stage::Rootfs, || "cannot prepare the writable directory of the root filesystem")?;
+    mount_overlay(&lower).map(Root::new).during(Stage::Rootfs, || {
+        format!("cannot mount the root filesystem of {} layers with overlayfs", lower.len())
+    })
+}
+
+/// Attaches layers, the uppermost first, in the directories of layers, and returns these. Those of an earlier call are
+/// covered, which disturbs no overlay that was made of them.
+fn attach_layers(
+    layers: &[u32],
+    slots: &Slots<'_>,
+    user: Option<&UserNamespace>,
+) -> Result<Vec<String>, Failure> {
+    let mut lower = Vec::with_capacity(layers.len());
+    for (number, slot) in layers.iter().enumerate() {
         let path = format!("{}/{number}", layout::LAYERS);
         // The directories stay on the agent's tmpfs for the next container; the mounts on them are this process's.
         match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(Failure::system(Stage::Rootfs, format!("cannot make {path}"), error)),
         }
-        attach(tree(slots, *slot, "a layer")?, &path).during(Stage::Rootfs, || {
-            format!("cannot attach layer {number} (counted from the uppermost) of the root filesystem")
+        let layer = tree(slots, *slot, "a layer")?;
+        map_ids(layer, user, false).and_then(|()| attach(layer, &path)).during(Stage::Rootfs, || {
+            format!("cannot attach layer {number} (counted from the uppermost) of an image")
         })?;
         lower.push(path);
     }
-    let writable = tree(slots, plan.writable, "the writable directory")?;
-    attach(writable, layout::WRITABLE)
-        .during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;
-    prepare_writable(writable, &lower[0])
-        .during(Stage::Rootfs, || "cannot prepare the writable directory of the root filesystem")?;
-    mount_overlay(&lower).map(Root::new).during(Stage::Rootfs, || {
-        format!("cannot mount the root filesystem of {} layers with overlayfs", lower.len())
-    })
+    Ok(lower)
+}
+
+/// Has the ids on a detached mount's file system mean those of `user`; with `below`, on every mount below it as well, if
+/// all of them can.
+pub(super) fn map_ids(tree: BorrowedFd<'_>, user: Option<&UserNamespace>, below: bool) -> io::Result<()> {
+    let Some(user) = user else { return Ok(()) };
+    let attributes = Attributes { user_namespace: Some(user.as_fd()), ..Attributes::default() };
+    match mount::set_attributes(tree, below, &attributes) {
+        Err(error) if below && error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            mount::set_attributes(tree, false, &attributes)
+        }
+        result => result,
+    }
+}
+
+/// An image, or what it has at `sub_path`, as a detached read-only mount.
+pub(super) fn image_volume(
+    layers: &[u32],
+    sub_path: &str,
+    slots: &Slots<'_>,
+    user: Option<&UserNamespace>,
+) -> Result<OwnedFd, Failure> {
+    let mut lower = attach_layers(layers, slots, user)?;
+    // An overlay without a writable directory has two layers at least; and one alone would show its whiteouts.
+    lower.push(layout::EMPTY.to_owned());
+    let overlay = match overlay(&lower, false) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            overlay_with_options(&lower, false, layout::VOLUME).map_err(|_| error)
+        }
+        result => result.and_then(|overlay| attach(overlay.as_fd(), layout::VOLUME).map(|()| overlay)),
+    };
+    let doing = || format!("cannot mount an image of {} layers with overlayfs", layers.len());
+    let root = Root::new(overlay.during(Stage::Mount, doing)?);
+    let doing = || format!("cannot take {sub_path:?} of an image");
+    let sub_path = if sub_path.is_empty() { "/" } else { sub_path };
+    let found = root.resolve(sub_path, Links::Follow).during(Stage::Mount, doing)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    mount::open_tree(&found, "", flags | OpenTreeFlags::AT_EMPTY_PATH).during(Stage::Mount, doing)
+}
+
+/// After the step into a user namespace every mount that came along is locked to its place, and no root can be changed
+/// to one: a copy of the tree is not.
+pub(super) fn unlocked() -> Result<Root, Failure> {
+    let copy = || -> io::Result<OwnedFd> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = mount::open_tree(CWD, layout::ROOTFS, flags | OpenTreeFlags::AT_RECURSIVE)?;
+        attach(tree.as_fd(), layout::ROOTFS)?;
+        Ok(tree)
+    };
+    copy().map(Root::new).during(Stage::Rootfs, || "cannot take the root filesystem into the user namespace")
 }
 
 fn tree<'a>(slots: &Slots<'a>, slot: u32, what: &str) -> Result<BorrowedFd<'a>, Failure> {
@@ -88,11 +159,11 @@ fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Mounts the overlay at [`layout::ROOTFS`] and returns its root.
 fn mount_overlay(lower: &[String]) -> io::Result<OwnedFd> {
-    match overlay(lower) {
+    match overlay(lower, true) {
         Ok(overlay) => attach(overlay.as_fd(), layout::ROOTFS).map(|()| overlay),
         // Linux before 6.8 does not know layers given one by one, and answers only this.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            mount_with_options(lower.len()).map_err(|_| error)
+            overlay_with_options(lower, true, layout::ROOTFS).map_err(|_| error)
         }
         Err(error) => Err(error),
     }
@@ -100,38 +171,40 @@ fn mount_overlay(lower: &[String]) -> io::Result<OwnedFd> {
 
 /// The old way: all layers in one option of mount(2), by their short names in the directory of layers, so that the most
 /// that overlayfs stacks still fit into the page that options can have.
-fn mount_with_options(layers: usize) -> io::Result<OwnedFd> {
-    let names: Vec<String> = (0..layers).map(|number| number.to_string()).collect();
-    let options = format!(
-        "lowerdir={},upperdir={writable}/upper,workdir={writable}/work,index=off,xino=off,volatile",
-        names.join(":"),
-        writable = layout::WRITABLE
-    );
+fn overlay_with_options(lower: &[String], writable: bool, target: &str) -> io::Result<OwnedFd> {
+    let below = format!("{}/", layout::LAYERS);
+    let names: Vec<&str> = lower.iter().map(|path| path.strip_prefix(&below).unwrap_or(path)).collect();
+    let mut options = format!("lowerdir={},index=off,xino=off", names.join(":"));
+    if writable {
+        options += &format!(",upperdir={0}/upper,workdir={0}/work,volatile", layout::WRITABLE);
+    }
     let options = std::ffi::CString::new(options)?;
     rustix::process::chdir(layout::LAYERS)?;
     let flags = rustix::mount::MountFlags::empty();
-    let mounted = rustix::mount::mount("overlay", layout::ROOTFS, "overlay", flags, options.as_c_str());
+    let mounted = rustix::mount::mount("overlay", target, "overlay", flags, options.as_c_str());
     rustix::process::chdir("/")?;
     mounted?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(layout::ROOTFS, flags, Mode::empty())?)
+    Ok(rustix::fs::open(target, flags, Mode::empty())?)
 }
 
 /// A detached overlay. Layers are given one by one and by path: their number is not bounded by the length of one
 /// option, and by descriptor is EBADF on Linux 6.12. Volatile: without it the end of every container syncs the whole
 /// filesystem of the writable directory.
-fn overlay(lower: &[String]) -> io::Result<OwnedFd> {
+fn overlay(lower: &[String], writable: bool) -> io::Result<OwnedFd> {
     let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configure = || -> rustix::io::Result<OwnedFd> {
         mount::fsconfig_set_string(&context, "source", "overlay")?;
         for layer in lower {
             mount::fsconfig_set_string(&context, "lowerdir+", layer.as_str())?;
         }
-        mount::fsconfig_set_string(&context, "upperdir", format!("{}/upper", layout::WRITABLE))?;
-        mount::fsconfig_set_string(&context, "workdir", format!("{}/work", layout::WRITABLE))?;
+        if writable {
+            mount::fsconfig_set_string(&context, "upperdir", format!("{}/upper", layout::WRITABLE))?;
+            mount::fsconfig_set_string(&context, "workdir", format!("{}/work", layout::WRITABLE))?;
+            mount::fsconfig_set_flag(&context, "volatile")?;
+        }
         mount::fsconfig_set_string(&context, "index", "off")?;
         mount::fsconfig_set_string(&context, "xino", "off")?;
-        mount::fsconfig_set_flag(&context, "volatile")?;
         mount::fsconfig_create(&context)?;
         mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     };
@@ -173,7 +246,7 @@ pub(super) fn current() -> io::Result<Root> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hull_sys::mount::{Attributes, Propagation};
+    use hull_sys::mount::Propagation;
     use hull_sys::namespace::{self, Namespaces};
     use std::fs;
 
@@ -210,11 +283,11 @@ mod tests {
                 assert!(found.is_ok());
                 fs::read_to_string(format!("{}/which", layout::ROOTFS)).unwrap()
             };
-            assert_eq!(seen(mount_with_options(300).unwrap()), "0");
+            let lower: Vec<String> = (0..300).map(|number| format!("{}/{number}", layout::LAYERS)).collect();
+            assert_eq!(seen(overlay_with_options(&lower, true, layout::ROOTFS).unwrap()), "0");
             mount::unmount(layout::ROOTFS, mount::UnmountFlags::empty()).unwrap();
             let writable = fs::File::open(layout::WRITABLE).unwrap();
             allow_again(writable.as_fd()).unwrap();
-            let lower: Vec<String> = (0..300).map(|number| format!("{}/{number}", layout::LAYERS)).collect();
             assert_eq!(seen(mount_overlay(&lower).unwrap()), "0");
         });
     }

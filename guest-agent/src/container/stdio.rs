@@ -26,7 +26,34 @@ pub(super) enum Streams {
     Separate([(OwnedFd, bool); 3]),
 }
 
+impl ChildStdio {
+    /// Gives pipes to a user as the agent numbers it, who cannot be given them from inside a user namespace. Best
+    /// effort, as in [`Streams::install`].
+    pub(super) fn give_to(&self, uid: Option<u32>) {
+        for fd in [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten() {
+            give(fd.as_fd(), uid);
+        }
+    }
+}
+
+fn give(fd: BorrowedFd<'_>, uid: Option<u32>) {
+    if let Some(uid) = uid {
+        // A file on a read-only filesystem, a socket, something of a user namespace: not ours to change.
+        let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+    }
+}
+
 impl Streams {
+    /// Gives them to a user as the agent numbers it, before the pod's user namespace is joined.
+    pub(super) fn give_to(&self, uid: Option<u32>) {
+        match self {
+            Self::Terminal(fd) => give(fd.as_fd(), uid),
+            Self::Separate(all) => {
+                all.iter().filter(|(_, ours)| *ours).for_each(|(fd, _)| give(fd.as_fd(), uid));
+            }
+        }
+    }
+
     /// With a terminal, it is opened in the container's own devpts and its primary end goes to the agent. What is not
     /// given becomes the container's /dev/null. The mounts are there by now; the process is still in the agent's root
     /// unless `root` is its root already, for which `null` is the agent's own null device.
@@ -66,8 +93,7 @@ impl Streams {
         };
         for (fd, ours) in fds {
             if ours && uid != 0 {
-                // A file on a read-only filesystem, a socket, something of a user namespace: not ours to change.
-                let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+                give(fd, Some(uid));
             }
         }
         let install = || -> rustix::io::Result<()> {

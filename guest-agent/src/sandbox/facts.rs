@@ -1,3 +1,6 @@
+use std::sync::Arc;
+
+use super::UserNamespace;
 use crate::protocol::messages;
 
 /// What the pod's containers need to know of it. A function of the request that created the pod.
@@ -11,16 +14,19 @@ pub struct PodFacts {
     pub etc_resolv_conf: bool,
     /// The machine's cgroup hierarchies.
     pub cgroups: CgroupView,
+    /// Where the containers live; `None`: where the agent does.
+    pub user_namespace: Option<Arc<UserNamespace>>,
 }
 
 impl PodFacts {
-    /// From the request; needed again after the agent has replaced its own program.
-    pub fn new(spec: &messages::CreateSandbox) -> Self {
+    /// From the request, and the user namespace that it brought.
+    pub fn new(spec: &messages::CreateSandbox, user_namespace: Option<Arc<UserNamespace>>) -> Self {
         Self {
             etc_hostname: spec.etc_hostname.is_some(),
             etc_hosts: spec.etc_hosts.is_some(),
             etc_resolv_conf: spec.etc_resolv_conf.is_some(),
             cgroups: CgroupView::new(&spec.cgroups.clone().unwrap_or_default()),
+            user_namespace,
         }
     }
 }

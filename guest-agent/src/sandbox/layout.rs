@@ -20,5 +20,7 @@ pub const CGROUP: &str = "/run/hull/cgroup";
 pub const LAYERS: &str = "/run/hull/layers";
 /// Where it attaches the directory with `upper` and `work`.
 pub const WRITABLE: &str = "/run/hull/writable";
+/// Where it attaches an image that becomes a volume.
+pub const VOLUME: &str = "/run/hull/volume";
 /// Where it attaches its root filesystem.
 pub const ROOTFS: &str = "/run/hull/rootfs";

@@ -8,14 +8,18 @@ mod facts;
 pub mod layout;
 mod root;
 mod sysctl;
+/// The user namespaces of pods.
+pub mod user_namespace;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use hull_sys::namespace::{self, Namespaces};
 use rustix::fs::{Mode, OFlags};
 
 pub use facts::{CgroupView, Hierarchy, PodFacts};
+pub use user_namespace::{IdMap, PodNamespaces, UserNamespace};
 
 use crate::container::Slots;
 use crate::protocol::messages;
@@ -34,6 +38,9 @@ pub enum SandboxError {
         /// What it is for.
         what: &'static str,
     },
+    /// The mapping of a user namespace is missing, or maps no root.
+    #[error("cannot use the pod's user namespace: its mapping is missing or has no root")]
+    Mapping,
     /// A sysctl with a bad name or value, or one that the kernel refused.
     #[error("cannot set the sysctl {name}: {reason}")]
     Sysctl {
@@ -77,15 +84,27 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
         namespace::enter(fd, Namespaces::NET).doing("join the pod's network namespace")?;
     }
     let mut new = Namespaces::MOUNT;
-    if spec.new_ipc_namespace {
-        new |= Namespaces::IPC;
-    }
-    if spec.new_uts_namespace {
-        new |= Namespaces::UTS;
+    let of_pod = [
+        (spec.ipc_namespace, spec.new_ipc_namespace, Namespaces::IPC, "the IPC namespace"),
+        (spec.uts_namespace, spec.new_uts_namespace, Namespaces::UTS, "the UTS namespace"),
+    ];
+    for (given, wanted, kind, name) in of_pod {
+        match given {
+            Some(number) => {
+                namespace::enter(slot(number, name)?, kind).doing(format!("join {name} of the pod"))?;
+            }
+            None if wanted => new |= kind,
+            None => {}
+        }
     }
     namespace::unshare(new).doing("make the pod's namespaces")?;
+    let user_namespace = spec
+        .user_namespace
+        .map(|number| slot(number, "the user namespace").and_then(|fd| keep_user_namespace(spec, fd)))
+        .transpose()?;
     let shm = spec.shm_source.map(|number| slot(number, "the shared memory")).transpose()?;
-    root::leave_host(spec, shm)?;
+    let root_owner = user_namespace.as_ref().and_then(|namespace| namespace.root());
+    root::leave_host(spec, shm, root_owner.unwrap_or((0, 0)))?;
     if spec.new_uts_namespace && !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes()).doing("set the pod's hostname")?;
     }
@@ -94,7 +113,18 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
     let own = open_directory("/proc/thread-self").doing("open /proc/thread-self")?;
     set_oom_score_adj(rustix::fd::AsFd::as_fd(&own), spec.oom_score_adj)
         .doing("set the agent's OOM score")?;
-    Ok(PodFacts::new(spec))
+    Ok(PodFacts::new(spec, user_namespace))
+}
+
+fn keep_user_namespace(
+    spec: &messages::CreateSandbox,
+    namespace: BorrowedFd<'_>,
+) -> Result<Arc<UserNamespace>, SandboxError> {
+    let uids = IdMap::from_message(spec.uid_mapping.as_ref()).ok_or(SandboxError::Mapping)?;
+    let gids = IdMap::from_message(spec.gid_mapping.as_ref()).ok_or(SandboxError::Mapping)?;
+    let namespace = namespace.try_clone_to_owned().doing("keep the pod's user namespace")?;
+    let namespace = UserNamespace::new(namespace, uids, gids);
+    if namespace.root().is_none() { Err(SandboxError::Mapping) } else { Ok(Arc::new(namespace)) }
 }
 
 fn open_directory(path: &str) -> rustix::io::Result<rustix::fd::OwnedFd> {

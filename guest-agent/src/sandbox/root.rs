@@ -20,18 +20,20 @@ const DEFAULT_SHM: u64 = 64 << 20;
 
 const NO_ALL: Attr = Attr::MOUNT_ATTR_NOSUID.union(Attr::MOUNT_ATTR_NODEV).union(Attr::MOUNT_ATTR_NOEXEC);
 
-/// Replaces the mount namespace's whole tree by a new root; the old one is detached and gone for this process.
+/// Replaces the mount namespace's whole tree by a new root; the old one is detached and gone for this process. What
+/// containers see of it belongs to `owner`: user and group of their root.
 pub(super) fn leave_host(
     spec: &messages::CreateSandbox,
     shm: Option<BorrowedFd<'_>>,
+    owner: (u32, u32),
 ) -> Result<(), SandboxError> {
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private).doing("make the agent's mounts private")?;
     let cgroup = host_cgroup(spec)?;
     let root = new_root()?;
     rustix::process::fchdir(&root).doing("enter the agent's root")?;
-    fill(spec)?;
-    mount_below(shm, cgroup, spec)?;
+    fill(spec, owner)?;
+    mount_below(shm, cgroup, spec, owner)?;
     mount::pivot_root(".", ".").doing("change to the agent's root")?;
     // The old root lies over the new one now, and both at ".".
     mount::unmount(".", UnmountFlags::DETACH).doing("leave the host's mounts")?;
@@ -83,25 +85,27 @@ fn relative(path: &str) -> &str {
 }
 
 /// Directories and files. The umask of the caller must not take anything away.
-fn fill(spec: &messages::CreateSandbox) -> Result<(), SandboxError> {
+fn fill(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Result<(), SandboxError> {
     let umask = rustix::process::umask(Mode::empty());
-    let result = fill_without_umask(spec);
+    let result = fill_without_umask(spec, owner);
     rustix::process::umask(umask);
     result
 }
 
-fn fill_without_umask(spec: &messages::CreateSandbox) -> Result<(), SandboxError> {
+fn fill_without_umask(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Result<(), SandboxError> {
     let directories = [
         ("proc", 0o555),
         ("sys", 0o555),
         ("run", 0o755),
-        (relative(layout::RUN), 0o700),
+        // A starting container's process goes through it with no privileges but those of its user namespace.
+        (relative(layout::RUN), 0o711),
         ("run/hull/etc", 0o755),
         (relative(layout::SHM), 0o755),
         (relative(layout::EMPTY), 0o555),
         (relative(layout::CGROUP), 0o755),
         (relative(layout::LAYERS), 0o700),
         (relative(layout::WRITABLE), 0o700),
+        (relative(layout::VOLUME), 0o700),
         (relative(layout::ROOTFS), 0o755),
     ];
     for (path, mode) in directories {
@@ -123,16 +127,18 @@ fn fill_without_umask(spec: &messages::CreateSandbox) -> Result<(), SandboxError
     ];
     for (path, content) in files {
         if let Some(content) = content {
-            write_file(relative(path), content).doing(format!("write {path} for the containers"))?;
+            write_file(relative(path), content, owner).doing(format!("write {path} for the containers"))?;
         }
     }
     Ok(())
 }
 
-fn write_file(path: &str, content: &[u8]) -> std::io::Result<()> {
+fn write_file(path: &str, content: &[u8], (uid, gid): (u32, u32)) -> std::io::Result<()> {
+    use rustix::fs::{Gid, Uid};
     use std::io::Write;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     std::fs::File::from(file).write_all(content)
 }
 
@@ -141,6 +147,7 @@ fn mount_below(
     shm: Option<BorrowedFd<'_>>,
     cgroup: Option<OwnedFd>,
     spec: &messages::CreateSandbox,
+    owner: (u32, u32),
 ) -> Result<(), SandboxError> {
     // Unmasked: it is what a procfs in a user namespace is checked against, and what sysctls are written to.
     attach(filesystem("proc", &[], NO_ALL)?.as_fd(), "proc")?;
@@ -155,6 +162,8 @@ fn mount_below(
         return attach(tree, relative(layout::SHM));
     }
     let size = if spec.shm_size == 0 { DEFAULT_SHM } else { spec.shm_size };
-    let tmpfs = filesystem("tmpfs", &[("size", &size.to_string()), ("mode", "1777")], NO_ALL)?;
+    let (size, uid, gid) = (size.to_string(), owner.0.to_string(), owner.1.to_string());
+    let options = [("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
+    let tmpfs = filesystem("tmpfs", &options, NO_ALL)?;
     attach(tmpfs.as_fd(), relative(layout::SHM))
 }

@@ -115,7 +115,7 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
         .map_err(|error| CallError::system("cannot become the subreaper of the pod", error))?;
     let facts = sandbox::enter(spec, slots).map_err(|error| CallError::invalid(error.to_string()))?;
     let reaper = if spec.shared_pid_namespace {
-        let launched = start_reaper(&leaf)?;
+        let launched = start_reaper(&leaf, facts.user_namespace.as_deref())?;
         Some(Reaper { pid: launched.pid, pidfd: launched.pidfd })
     } else {
         None

@@ -108,6 +108,7 @@ impl Server {
             cgroup: &container.leaf,
             process: own,
             private_cgroup_namespace: container.private_cgroup_namespace,
+            user_namespace: self.pod.facts.user_namespace.as_deref(),
         };
         let serial_of_container = container.serial;
         // With a terminal the process gets that, and the caller's ends are fed through the agent.

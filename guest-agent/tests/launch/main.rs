@@ -13,6 +13,7 @@ mod hostile;
 mod pod;
 mod processes;
 mod support;
+mod user_namespace;
 mod view;
 mod volumes;
 
@@ -24,7 +25,16 @@ type Test = (&'static str, fn());
 
 /// Everything there is, by module.
 fn tests() -> Vec<Test> {
-    [exec::TESTS, hostile::TESTS, pod::TESTS, processes::TESTS, view::TESTS, volumes::TESTS].concat()
+    [
+        exec::TESTS,
+        hostile::TESTS,
+        pod::TESTS,
+        processes::TESTS,
+        user_namespace::TESTS,
+        view::TESTS,
+        volumes::TESTS,
+    ]
+    .concat()
 }
 
 #[macro_export]

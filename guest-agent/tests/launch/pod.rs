@@ -30,7 +30,7 @@ fn containers_can_share_a_pid_namespace_with_a_reaper() {
     let pod = Pod::enter();
     let own = fs::read_link("/proc/thread-self/ns/pid").unwrap();
     let leaf = pod.leaf("reaper");
-    let reaper = container::start_reaper(&leaf).unwrap();
+    let reaper = container::start_reaper(&leaf, None).unwrap();
     let join = || PidNamespace::Join(reaper.pidfd.as_fd());
     let mut running = pod.start_in(&first, join()).unwrap();
     assert_eq!(running.line(), "ready");
@@ -59,7 +59,7 @@ fn the_reaper_is_harmless() {
     let wanted = Wanted::script("one", &image, script);
     let pod = Pod::enter();
     let leaf = pod.leaf("reaper");
-    let reaper = container::start_reaper(&leaf).unwrap();
+    let reaper = container::start_reaper(&leaf, None).unwrap();
     let fds = fs::read_dir(format!("/proc/{}/fd", reaper.pid)).unwrap().count();
     assert_eq!(fds, 0, "no descriptor is left");
     let root = fs::read_dir(format!("/proc/{}/root/", reaper.pid)).unwrap().count();

@@ -14,7 +14,7 @@ use hull_agent::container::{
     self, ChildStdio, ContainerPlan, LaunchError, Launched, PidNamespace, RunningContainer, Slots,
 };
 use hull_agent::protocol::messages::{self, slot::Kind};
-use hull_agent::sandbox::{self, PodFacts};
+use hull_agent::sandbox::{self, IdMap, PodFacts, PodNamespaces};
 use hull_sys::mount::{self, Attributes, OpenTreeFlags, Propagation};
 use hull_sys::namespace::{self, Namespaces};
 use rustix::fs::CWD;
@@ -210,6 +210,26 @@ impl Pod {
         Self { facts, group, leaves: RefCell::new(Vec::new()), host, agent: mount_namespace() }
     }
 
+    /// Its users are those from 100000 on outside, its groups those from 200000 on; 65536 of each.
+    pub(crate) fn in_user_namespace() -> Self {
+        let map = |host| IdMap::new(0, host, 65_536).unwrap();
+        let namespaces = PodNamespaces::make(map(100_000), map(200_000)).unwrap();
+        let mapping = |host_id| messages::IdMapping { container_id: 0, host_id, length: 65_536 };
+        Self::enter_with(|spec, fds| {
+            (spec.uid_mapping, spec.gid_mapping) = (Some(mapping(100_000)), Some(mapping(200_000)));
+            let slots = [
+                (&mut spec.user_namespace, namespaces.user),
+                (&mut spec.network_namespace, namespaces.network),
+                (&mut spec.ipc_namespace, namespaces.ipc),
+                (&mut spec.uts_namespace, namespaces.uts),
+            ];
+            for (slot, namespace) in slots {
+                *slot = Some(fds.len() as u32);
+                fds.push(namespace);
+            }
+        })
+    }
+
     pub(crate) fn leaf(&self, name: &str) -> Leaf {
         let leaf = || self.group.leaf(name).unwrap();
         self.leaves.borrow_mut().push(leaf());
@@ -248,6 +268,7 @@ impl Pod {
             cgroup: &leaf,
             process: &running.remembered,
             private_cgroup_namespace: true,
+            user_namespace: self.facts.user_namespace.as_deref(),
         };
         let (stdio, stdout, stderr) = pipes();
         let launched = container::exec(&container, request, inherit, stdio)?;

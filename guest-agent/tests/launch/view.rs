@@ -125,6 +125,7 @@ fn dev_has_the_default_nodes_and_links() {
         gid: 4,
         access: "rwm".into(),
         block_slot: None,
+        ..Default::default()
     };
     wanted.spec.devices = vec![device("/dev/fuse", "c", 10, 229), device("/dev/sub/loop", "b", 7, 1)];
     let pod = Pod::enter();

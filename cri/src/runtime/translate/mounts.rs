@@ -77,6 +77,7 @@ fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
         recursive_readonly: cri.recursive_read_only,
         propagation: propagation.into(),
         options: cri.mount_options.clone(),
+        idmapped: !cri.uid_mappings.is_empty(),
         source: None,
     };
     Ok((mount, Source::Tree(HostTree { path: PathBuf::from(&cri.host_path), propagation })))
