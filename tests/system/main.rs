@@ -5,6 +5,7 @@
 
 mod cli;
 mod conformance;
+mod dead_sources;
 mod events;
 mod first_pod;
 mod hostile_images;

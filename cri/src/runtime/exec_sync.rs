@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hull_agent::protocol::messages::{self, ExecEnded, request, response};
@@ -19,6 +20,10 @@ use crate::store::record::ContainerPhase;
 
 /// Most bytes of each stream that are kept.
 const MAX_OUTPUT: usize = 16 << 20;
+/// Of each stream so much is kept in any case: what probes write, and then some.
+const CERTAIN_OUTPUT: usize = 64 << 10;
+/// Most bytes beyond that which are kept for all commands together; what finds no room is dropped.
+const MAX_HELD: usize = 256 << 20;
 /// The answer must fit into one gRPC message with both streams and a little more.
 const MAX_ANSWER: usize = crate::api::MAX_MESSAGE - 4096;
 /// How long output is waited for after the command has ended: something that it left behind may hold the pipes open.
@@ -70,8 +75,8 @@ impl Runtime {
                 _ => Err(Error::Internal("the agent gave an answer that does not fit an exec".into())),
             }
         };
-        let (ended, stdout, stderr) = collect(ended, stdout, stderr).await?;
-        Ok(answer(ended, stdout, stderr))
+        let (ended, mut stdout, mut stderr) = collect(ended, stdout, stderr).await?;
+        Ok(answer(ended, stdout.take(), stderr.take()))
     }
 }
 
@@ -119,13 +124,49 @@ fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(ours).map_err(failed)?, theirs))
 }
 
+/// Bytes beyond [`CERTAIN_OUTPUT`] that all commands hold at this moment.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// The beginning of a stream.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    held: usize,
+}
+
+impl Kept {
+    /// Keeps as much as there is room for.
+    fn push(&mut self, bytes: &[u8]) {
+        let mut room = (MAX_OUTPUT - self.bytes.len()).min(bytes.len());
+        let beyond = (self.bytes.len() + room).saturating_sub(CERTAIN_OUTPUT.max(self.bytes.len()));
+        let taken = HELD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            Some(held + beyond).filter(|held| *held <= MAX_HELD)
+        });
+        match taken {
+            Ok(_) => self.held += beyond,
+            Err(_) => room -= beyond,
+        }
+        self.bytes.extend_from_slice(&bytes[..room]);
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
 /// Reads both streams while the command runs, and what is left of them after it.
 async fn collect(
     ended: impl Future<Output = Result<ExecEnded>>,
     mut stdout: pipe::Receiver,
     mut stderr: pipe::Receiver,
-) -> Result<(ExecEnded, Vec<u8>, Vec<u8>)> {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+) -> Result<(ExecEnded, Kept, Kept)> {
+    let (mut out, mut err) = (Kept::default(), Kept::default());
     let ended = {
         let streams = async {
             tokio::join!(read_bounded(&mut stdout, &mut out), read_bounded(&mut stderr, &mut err));
@@ -145,15 +186,12 @@ async fn collect(
 }
 
 /// Reads to the end and keeps the beginning. A stream that breaks has ended.
-async fn read_bounded(stream: &mut pipe::Receiver, kept: &mut Vec<u8>) {
+async fn read_bounded(stream: &mut pipe::Receiver, kept: &mut Kept) {
     let mut buffer = vec![0; 16 << 10];
     loop {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(length) => {
-                let room = (MAX_OUTPUT - kept.len()).min(length);
-                kept.extend_from_slice(&buffer[..room]);
-            }
+            Ok(length) => kept.push(&buffer[..length]),
         }
     }
 }
@@ -191,9 +229,31 @@ mod tests {
             }
         });
         let (ended, out, err) = collect(async { Ok(ended()) }, stdout, stderr).await.unwrap();
-        assert_eq!((ended.exit_code, out.len(), err.len()), (3, MAX_OUTPUT, 0));
+        assert_eq!((ended.exit_code, out.bytes.len(), err.bytes.len()), (3, MAX_OUTPUT, 0));
         writer.join().unwrap();
-        assert!(answer(ended, out, err).stdout.len() <= MAX_ANSWER);
+        let (mut out, mut err) = (out, err);
+        assert!(answer(ended, out.take(), err.take()).stdout.len() <= MAX_ANSWER);
+    }
+
+    #[test]
+    fn the_output_of_all_commands_together_is_bounded_and_each_gets_its_first_part() {
+        let block = vec![b'x'; 1 << 20];
+        let mut hogs: Vec<Kept> = Vec::new();
+        for _ in 0..20 {
+            let mut hog = Kept::default();
+            (0..17).for_each(|_| hog.push(&block));
+            assert!(hog.bytes.len() <= MAX_OUTPUT);
+            hogs.push(hog);
+        }
+        let kept: usize = hogs.iter().map(|hog| hog.bytes.len()).sum();
+        assert!(kept <= MAX_HELD + hogs.len() * CERTAIN_OUTPUT, "{kept}");
+        let mut probe = Kept::default();
+        probe.push(&block);
+        assert!(probe.bytes.len() >= CERTAIN_OUTPUT - 1, "{}", probe.bytes.len());
+        drop(hogs);
+        let mut later = Kept::default();
+        later.push(&block);
+        assert_eq!(later.bytes.len(), block.len());
     }
 
     #[tokio::test]
@@ -203,7 +263,7 @@ mod tests {
         let mut file = std::fs::File::from(held_open.try_clone().unwrap());
         file.write_all(b"last words").unwrap();
         let (_, out, _) = collect(async { Ok(ended()) }, stdout, stderr).await.unwrap();
-        assert_eq!(out, b"last words");
+        assert_eq!(out.bytes, b"last words");
     }
 
     #[tokio::test(flavor = "multi_thread")]

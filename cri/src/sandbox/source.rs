@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags}
 use rustix::io::Errno;
 
 use super::SandboxError;
+use super::reach::reach;
 
 /// One thing from outside the pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,27 +55,31 @@ pub struct HostTree {
 
 /// A detached copy of the mounts at `path`, with all below it.
 pub(super) fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(CWD, path, flags)?)
+    clone_reached(&reach(path)?)
+}
+
+fn clone_reached(place: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(open_tree(place, "", flags)?)
 }
 
 /// Opens a host path that was asked for; a missing one is made as a directory, as kubelet's users have come to expect
 /// of every runtime.
 pub(super) fn open_host_tree(tree: &HostTree) -> Result<OwnedFd, SandboxError> {
     let path = &tree.path;
-    match clone_tree(path) {
-        Ok(fd) => {
-            check_propagation(tree)?;
-            Ok(fd)
-        }
+    let place = match reach(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(path).map_err(SandboxError::host("make the missing mount source", path))?;
-            check_propagation(tree)?;
-            clone_tree(path).map_err(SandboxError::host("open the mount source", path))
+            reach(path)
         }
-        Err(error) => Err(SandboxError::host("open the mount source", path)(error)),
-    }
+        other => other,
+    };
+    let place = place.map_err(SandboxError::host("open the mount source", path))?;
+    check_propagation(tree, &place)?;
+    clone_reached(&place).map_err(SandboxError::host("open the mount source", path))
 }
 
 /// A directory of hull's own.
@@ -130,12 +135,12 @@ fn make_parents(directory: &fs::File, file: &Path) -> Result<(), Errno> {
 }
 
 /// Propagation works only if the host's mount takes part in it (mount_namespaces(7)).
-fn check_propagation(tree: &HostTree) -> Result<(), SandboxError> {
+fn check_propagation(tree: &HostTree, place: &OwnedFd) -> Result<(), SandboxError> {
     if tree.propagation == Propagation::Private {
         return Ok(());
     }
     let path = &tree.path;
-    let status = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)
+    let status = rustix::fs::statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .map_err(|errno| SandboxError::host("look at the mount source", path)(errno.into()))?;
     let table = fs::read_to_string("/proc/self/mountinfo")
         .map_err(SandboxError::host("read", "/proc/self/mountinfo"))?;
