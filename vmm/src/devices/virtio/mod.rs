@@ -4,6 +4,11 @@
 //! [`VirtioDevice::activate`], and the device serves them on the thread of a [`Worker`]. All that the guest puts into
 //! queues and registers is hostile.
 
+/// Block devices: images, scratch, slots for raw volumes.
+pub mod block;
+/// The other side of a queue.
+#[cfg(test)]
+mod driver_side;
 /// Interrupts of a device, towards the driver.
 mod interrupt;
 /// A queue that the driver has set up, and how chains are taken from it and given back.
