@@ -4,8 +4,31 @@
 //! that it writes into memory, queues and registers, is hostile.
 #![deny(unsafe_code)]
 
+/// x86-64.
+#[cfg(feature = "machine")]
+pub mod arch;
+/// Kernel, initramfs and command line in guest memory.
+#[cfg(feature = "machine")]
+pub mod boot;
+/// Where accesses of the guest go.
+#[cfg(feature = "machine")]
+pub mod bus;
 /// The devices of a machine.
 #[cfg(feature = "machine")]
 pub mod devices;
+/// The log files of the guest's containers.
+#[cfg(feature = "machine")]
+pub mod logs;
+/// A machine, put together.
+#[cfg(feature = "machine")]
+pub mod machine;
+/// The guest's memory.
+#[cfg(feature = "machine")]
+pub mod memory;
+/// Whether this host can run machines at all.
+pub mod probe;
 /// The control protocol, between hulld, hull-vmm and hull-virtiofsd.
 pub mod protocol;
+/// Virtual processors and their threads.
+#[cfg(feature = "machine")]
+pub mod vcpu;

@@ -23,6 +23,8 @@ struct Line {
     pending: AtomicU32,
     /// Bits that the device adds to the device status.
     status: AtomicU32,
+    /// Bits of `InterruptStatus` that always read as set: another process raises the line.
+    assumed: AtomicU32,
     /// An irqfd of the machine.
     event: EventFd,
 }
@@ -31,7 +33,14 @@ impl Interrupt {
     /// A line that raises `event`, which the caller has registered as an irqfd.
     #[must_use]
     pub fn new(event: EventFd) -> Self {
-        Self { line: Arc::new(Line { pending: AtomicU32::new(0), status: AtomicU32::new(0), event }) }
+        Self {
+            line: Arc::new(Line {
+                pending: AtomicU32::new(0),
+                status: AtomicU32::new(0),
+                assumed: AtomicU32::new(0),
+                event,
+            }),
+        }
     }
 
     /// The queue of this number has used buffers. Use [`ActiveQueue::signal`](super::ActiveQueue::signal), which asks
@@ -61,10 +70,26 @@ impl Interrupt {
         self.line.event.try_clone()
     }
 
+    /// The line of a queue for another process that serves it: what it writes there interrupts the driver. Call
+    /// [`Interrupt::served_elsewhere`] too.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn irqfd(&self, queue: u16) -> io::Result<EventFd> {
+        let _ = queue;
+        self.line.event.try_clone()
+    }
+
+    /// Another process serves the queues and raises the line: as it cannot say so here, every interrupt counts as one for
+    /// used buffers. (The interrupt is edge-triggered, so nothing storms.)
+    pub fn served_elsewhere(&self) {
+        self.line.assumed.store(USED_BUFFER, Ordering::SeqCst);
+    }
+
     /// What is pending: bit 0 a used buffer, bit 1 a change of the configuration.
     #[must_use]
     pub fn pending(&self) -> u32 {
-        self.line.pending.load(Ordering::SeqCst)
+        self.line.pending.load(Ordering::SeqCst) | self.line.assumed.load(Ordering::SeqCst)
     }
 
     /// Status bits that the device has raised by itself.
@@ -79,6 +104,7 @@ impl Interrupt {
 
     /// As if the device had never spoken.
     pub(crate) fn reset(&self) {
+        self.line.assumed.store(0, Ordering::SeqCst);
         self.line.pending.store(0, Ordering::SeqCst);
         self.line.status.store(0, Ordering::SeqCst);
     }

@@ -6,13 +6,22 @@
 
 /// Block devices: images, scratch, slots for raw volumes.
 pub mod block;
+/// The driver's side of queues, for tests of devices.
+#[cfg(test)]
+pub(crate) mod driver;
 /// The other side of a queue.
 #[cfg(test)]
 mod driver_side;
 /// Interrupts of a device, towards the driver.
 mod interrupt;
+/// The MMIO transport.
+pub mod mmio;
 /// A queue that the driver has set up, and how chains are taken from it and given back.
 mod queue;
+/// The buffers of a chain, and system calls straight into and out of guest memory.
+mod vectored;
+/// Streams between the host and the guest.
+pub mod vsock;
 /// Threads that serve devices: an epoll loop each.
 mod worker;
 
