@@ -116,6 +116,23 @@ impl<W: Write> Writer<W> {
         self.zeros(left + padding(length))
     }
 
+    /// An entry whose content `write` writes: exactly the stated length, or the archive cannot go on and is refused.
+    pub fn stream(
+        &mut self,
+        entry: &Entry,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), ArchiveError> {
+        self.header(entry)?;
+        let length = stored(&entry.kind);
+        let mut content = Content { writer: self, left: length };
+        write(&mut content).map_err(ArchiveError::Output)?;
+        if content.left > 0 {
+            let missing = io::Error::new(io::ErrorKind::UnexpectedEof, "an entry's content is too short");
+            return Err(ArchiveError::Output(missing));
+        }
+        self.zeros(padding(length))
+    }
+
     /// Ends the archive: two blocks of zeros. Returns what it was written to.
     pub fn finish(mut self) -> Result<W, ArchiveError> {
         self.zeros(2 * BLOCK as u64)?;
@@ -158,6 +175,28 @@ impl<W: Write> Writer<W> {
             count -= length;
         }
         Ok(())
+    }
+}
+
+/// An entry's content while it is written.
+struct Content<'w, W> {
+    writer: &'w mut Writer<W>,
+    left: u64,
+}
+
+impl<W: Write> Write for Content<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an entry's content is too long"));
+        };
+        self.writer.out.write_all(bytes)?;
+        self.writer.written += bytes.len() as u64;
+        self.left = left;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.out.flush()
     }
 }
 

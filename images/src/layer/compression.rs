@@ -12,7 +12,7 @@ pub enum Compression {
 }
 
 /// Bytes that [`Compression::from_magic`] wants to see.
-pub(super) const MAGIC_LEN: usize = 4;
+pub(crate) const MAGIC_LEN: usize = 4;
 
 impl Compression {
     /// From a manifest's media type: OCI image-spec media-types.md and layer.md, and Docker's schema 2.

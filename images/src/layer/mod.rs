@@ -45,7 +45,9 @@ pub use error::{EntryProblem, LayerError};
 pub use id::{InvalidLayerId, LayerId};
 pub use ingest::{BlobExpectation, ingest};
 pub use limits::Limits;
-pub use tar_split::{RebuildError, rebuild};
+pub use tar_split::{RebuildError, archive_size, rebuild};
 
+pub(crate) use compression::MAGIC_LEN;
 pub(crate) use erofs::ImageReader;
 pub(crate) use stack::{StackLayer, upper_directories};
+pub(crate) use tar::{EntryKind, TarReader};

@@ -18,5 +18,5 @@ pub(crate) use blob::Blob;
 pub(crate) use client::{Registry, Resolved};
 pub use credentials::{Credentials, CredentialsError};
 pub use error::RegistryError;
-pub(crate) use manifest::Descriptor;
+pub(crate) use manifest::{Descriptor, Document, MAX_INDEX_DEPTH, MAX_MANIFEST, Manifest, candidates};
 pub(crate) use platform::Platform;

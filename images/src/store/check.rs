@@ -99,14 +99,15 @@ impl ImageStore {
             let image = ImageReader::new(file).and_then(|image| image.root().map(drop));
             return image.map(|()| None).map_err(|error| error.to_string());
         }
-        let mut hashing = Hashing { hash: Sha256::new(), bytes: 0 };
+        let mut hashing = Hashing::default();
         rebuild(&file, record.size - record.tar_split, record.tar_split, &mut hashing)
             .map_err(|error| error.to_string())?;
         // What was read would only push out what containers use.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        let found = format!("sha256:{}", hex::encode(hashing.hash.finalize()));
+        let bytes = hashing.bytes;
+        let found = hashing.digest();
         match found == layer.as_str() {
-            true => Ok(Some(hashing.bytes)),
+            true => Ok(Some(bytes)),
             false => Err(format!("its content is damaged: it gives an archive with the digest {found}")),
         }
     }
@@ -194,16 +195,17 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Writes the tar stream of a layer to `out`, exactly as it was pulled. None if the layer cannot be turned back; an
-    /// error of `out` is given back as such. The caller compares the digest if it must not trust the disk, and holds
-    /// the layer. Blocking.
-    pub fn write_archive(&self, layer: &LayerId, out: &mut impl Write) -> Result<Option<()>, ArchiveFailure> {
+    /// Writes the tar stream of a layer to `out`, exactly as it was pulled. The caller compares the digest if it must
+    /// not trust the disk, and holds the layer. Blocking.
+    pub fn write_archive(&self, layer: &LayerId, out: &mut impl Write) -> Result<(), ArchiveFailure> {
         let record = self.read().layers.get(layer).copied();
-        let Some(record) = record.filter(|record| record.tar_split > 0) else { return Ok(None) };
+        let Some(record) = record.filter(|record| record.tar_split > 0) else {
+            return Err(ArchiveFailure::NoWayBack(layer.clone()));
+        };
         let path = self.files.layer(layer);
         let file = File::open(&path).map_err(failed("open", &path))?;
         match rebuild(&file, record.size - record.tar_split, record.tar_split, out) {
-            Ok(()) => Ok(Some(())),
+            Ok(()) => Ok(()),
             Err(RebuildError::Output(error)) => Err(ArchiveFailure::Output(error)),
             Err(RebuildError::Layer(source)) => {
                 Err(StoreError::File { action: "read", path, source: Arc::new(source) }.into())
@@ -215,6 +217,9 @@ impl ImageStore {
 /// Why a layer's archive was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveFailure {
+    /// The layer is not here, or was pulled by a version of hull that did not keep what leads back to its archive.
+    #[error("there is no way back from layer {0} to its archive")]
+    NoWayBack(LayerId),
     /// The layer file cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -223,9 +228,18 @@ pub enum ArchiveFailure {
     Output(#[source] io::Error),
 }
 
-struct Hashing {
+/// Takes an archive for the sake of its digest.
+#[derive(Default)]
+pub(super) struct Hashing {
     hash: Sha256,
     bytes: u64,
+}
+
+impl Hashing {
+    /// Of everything so far.
+    pub(super) fn digest(self) -> String {
+        format!("sha256:{}", hex::encode(self.hash.finalize()))
+    }
 }
 
 impl Write for Hashing {

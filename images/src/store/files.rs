@@ -106,12 +106,9 @@ impl Files {
         self.layers.join(format!("{}.erofs", id.hex()))
     }
 
-    /// A fresh file for a layer that is being converted.
-    pub(super) fn create_temporary(self: &Arc<Self>, id: &LayerId) -> Result<(Temporary, File), StoreError> {
-        self.create(self.reserve(id.hex()))
-    }
-
-    fn create(&self, temporary: Temporary) -> Result<(Temporary, File), StoreError> {
+    /// A fresh file for a layer that is being converted, with a name that begins like this.
+    pub(super) fn create_temporary(self: &Arc<Self>, stem: &str) -> Result<(Temporary, File), StoreError> {
+        let temporary = self.reserve(stem);
         let file = OpenOptions::new()
             .create_new(true)
             .read(true)
@@ -129,7 +126,7 @@ impl Files {
             Ok(file) => Ok(File::from(file)),
             // Filesystems that have no files without a name, and kernels that take the flag for a directory.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let (_, file) = self.create(self.reserve("scratch"))?;
+                let (_, file) = self.create_temporary("scratch")?;
                 Ok(file)
             }
             Err(errno) => Err(failed("make a temporary file in", &self.layers)(errno.into())),

@@ -1,6 +1,5 @@
 //! One layer of a pull: found on the node, shared with another pull, or downloaded and converted.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +8,13 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::layer::{self, BlobExpectation, LayerError, LayerId, Limits, Target};
+use crate::layer::{BlobExpectation, LayerError, LayerId};
 use crate::registry::{Blob, Descriptor, Registry, RegistryError};
 
 use super::ImageStore;
 use super::error::StoreError;
-use super::files::{Temporary, failed};
-use super::index::LayerRecord;
 use super::progress::{Board, PullProgress};
-use super::staged::Staged;
+use super::staged::{StageError, Staged};
 
 /// Chunks between download and conversion. A chunk is what one read of the connection gave, at most some 100 KiB.
 const CHUNKS_AHEAD: usize = 16;
@@ -88,22 +85,17 @@ impl ImageStore {
         layer: LayerId,
         bytes: watch::Sender<u64>,
     ) -> Outcome {
-        let (temporary, file) = self.files.create_temporary(&layer).map_err(LayerFailure::Store)?;
-        let scratch = self.files.scratch().map_err(LayerFailure::Store)?;
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let expectation = BlobExpectation {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
-            diff_id: layer.clone(),
+            diff_id: layer,
             media_type: descriptor.media_type.clone(),
         };
-        let path = self.files.layer(&layer);
+        let store = self.clone();
         let conversion = tokio::task::spawn_blocking(move || {
             let reader = ChunkReader { chunks, current: Bytes::new(), ended: false };
-            stage(reader, &expectation, file, &scratch, temporary).map_err(|failure| match failure {
-                Unstaged::Content(error) => LayerFailure::Content(Arc::new(error)),
-                Unstaged::Sync(error) => LayerFailure::Store(failed("sync", &path)(error)),
-            })
+            store.stage(reader, &expectation)
         });
         let mut received = 0;
         let download = loop {
@@ -126,49 +118,17 @@ impl ImageStore {
         drop(sender);
         let converted = conversion.await.map_err(|_| LayerFailure::Cancelled)?;
         match (converted, download) {
-            (Ok((record, implied, temporary)), _) => {
-                let staged = Arc::new(Staged::new(layer, record, implied, temporary));
+            (Ok(staged), _) => {
                 self.staged.insert(&staged);
                 Ok(staged)
             }
-            (Err(LayerFailure::Content(error)), Err(download))
-                if matches!(*error, LayerError::ReadBlob(_)) =>
-            {
+            (Err(StageError::Content(LayerError::ReadBlob(_))), Err(download)) => {
                 Err(LayerFailure::Download(download))
             }
-            (Err(failure), _) => Err(failure),
+            (Err(StageError::Content(error)), _) => Err(LayerFailure::Content(Arc::new(error))),
+            (Err(StageError::Store(error)), _) => Err(LayerFailure::Store(error)),
         }
     }
-}
-
-enum Unstaged {
-    Content(LayerError),
-    Sync(io::Error),
-}
-
-/// The blocking half: converts into the file and makes it durable. Tells the directories that the layer implies too. On failure the file is deleted by dropping it.
-fn stage(
-    reader: ChunkReader,
-    expectation: &BlobExpectation,
-    file: File,
-    scratch: &File,
-    temporary: Temporary,
-) -> Result<(LayerRecord, Vec<Vec<u8>>, Temporary), Unstaged> {
-    let target = Target { layer: &file, scratch: Some(scratch) };
-    let converted =
-        layer::ingest(reader, expectation, target, &Limits::default()).map_err(Unstaged::Content)?;
-    file.sync_all().map_err(Unstaged::Sync)?;
-    // Mounts read the file directly into their own cache; its pages here would only be a second copy.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let record = LayerRecord {
-        size: converted.size + converted.tar_split,
-        tar_split: converted.tar_split,
-        entries: converted.entries,
-        content: converted.content,
-        opaque_root: converted.opaque_root,
-        implied: converted.implied_directories.len() as u64,
-    };
-    Ok((record, converted.implied_directories, temporary))
 }
 
 /// Tells the board of arriving bytes until it is dropped.

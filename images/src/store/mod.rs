@@ -5,6 +5,7 @@
 //! written under a temporary name, synced, renamed, and exists only once the index says so, in one transaction with the
 //! image that brought it. Queries answer from memory.
 
+mod arrival;
 mod catalogue;
 mod check;
 mod config;
@@ -14,9 +15,13 @@ mod flights;
 mod holds;
 mod index;
 mod layers;
+mod load;
 mod names;
+mod new_image;
 mod progress;
 mod pull;
+mod save;
+mod spool;
 mod stack;
 mod staged;
 
@@ -43,8 +48,11 @@ pub use check::{ArchiveFailure, CheckReport, Problem};
 pub use config::StoreConfig;
 pub use error::{PullError, PullErrorKind, StoreError};
 pub use holds::LayerHold;
+pub use load::LoadError;
 pub use names::LayerUsage;
+pub use new_image::{ImageChange, NewImage, NewImageError};
 pub use progress::PullProgress;
+pub use save::{SaveError, Saving};
 
 /// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`
 /// block for at most a disk sync (changes) or not at all (queries).

@@ -1,8 +1,6 @@
 //! Pulls: from a reference to a committed image.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -15,8 +13,8 @@ use crate::reference::Reference;
 use crate::registry::{Credentials, Descriptor, Platform, Registry, RegistryError, Resolved};
 
 use super::ImageStore;
+use super::arrival::Arrival;
 use super::error::{PullError, StoreError};
-use super::index::{Change, ImageRecord};
 use super::layers::LayerFailure;
 use super::progress::{Board, PullProgress};
 use super::staged::Staged;
@@ -76,13 +74,6 @@ struct Pull {
     board: Arc<Board>,
 }
 
-/// Everything that the last step commits.
-struct Ready {
-    resolved: Resolved,
-    config: ImageConfig,
-    staged: Vec<Arc<Staged>>,
-}
-
 impl Pull {
     async fn run(self, credentials: Option<Credentials>) -> Outcome {
         let registry = self.registry(credentials).await?;
@@ -99,10 +90,10 @@ impl Pull {
         // From here on nothing of the image that is on the node already can be removed.
         let hold = self.store.hold(&config.diff_ids);
         let staged = self.layers(&registry, &resolved.manifest.layers, &config.diff_ids).await?;
-        let ready = Ready { resolved, config, staged };
-        let (store, reference) = (self.store.clone(), self.reference.clone());
+        let arrival = self.arrival(resolved, config, staged);
+        let store = self.store.clone();
         let committed = tokio::task::spawn_blocking(move || {
-            let committed = store.commit_pull(&reference, ready);
+            let committed = store.commit(&arrival);
             drop(hold);
             committed
         });
@@ -208,6 +199,17 @@ impl Pull {
         Ok(staged.into_iter().flatten().collect())
     }
 
+    /// The image has the reference's name and that of the digest which the reference led to.
+    fn arrival(&self, resolved: Resolved, config: ImageConfig, staged: Vec<Arc<Staged>>) -> Arrival {
+        let mut names = vec![self.reference.at_digest(&resolved.digest).name()];
+        if self.reference.digest().is_none() {
+            names.push(self.reference.name());
+        }
+        let documents =
+            resolved.documents.into_iter().map(|document| (document.digest, document.bytes)).collect();
+        Arrival { id: resolved.manifest.config.digest, config, documents, names, staged }
+    }
+
     fn registry_error(&self, source: RegistryError) -> PullError {
         PullError::Registry { image: self.reference.to_string(), source: Box::new(source) }
     }
@@ -225,89 +227,4 @@ impl Pull {
             LayerFailure::Cancelled => PullError::Cancelled { image },
         }
     }
-}
-
-impl ImageStore {
-    /// The one transaction that makes an image exist. Blocking. On failure everything is as before.
-    fn commit_pull(&self, reference: &Reference, ready: Ready) -> Result<Image, StoreError> {
-        let id = ready.resolved.manifest.config.digest.to_string();
-        let _writer = self.write();
-        let mut published: Vec<&Arc<Staged>> = Vec::new();
-        let committed = self.publish_and_commit(&id, reference, &ready, &mut published);
-        if let Err(error) = committed {
-            published.iter().for_each(|staged| staged.unpublish());
-            return Err(error);
-        }
-        // It was put there a moment ago and the writer lock is still held.
-        self.read().image(&id).ok_or_else(|| StoreError::Record {
-            path: self.files.index(),
-            key: id,
-            reason: "it vanished while it was written".to_owned(),
-        })
-    }
-
-    fn publish_and_commit<'a>(
-        &self,
-        id: &str,
-        reference: &Reference,
-        ready: &'a Ready,
-        published: &mut Vec<&'a Arc<Staged>>,
-    ) -> Result<(), StoreError> {
-        let mut change = self.describe(id, reference, ready);
-        for staged in &ready.staged {
-            let known = self.read().layers.contains_key(&staged.layer);
-            if known || change.put_layers.iter().any(|(layer, _)| *layer == staged.layer) {
-                continue;
-            }
-            staged.publish()?;
-            published.push(staged);
-            change.put_layers.push((staged.layer.clone(), staged.record));
-            if !staged.implied.is_empty() {
-                change.put_implied.push((staged.layer.clone(), staged.implied.clone()));
-            }
-        }
-        self.add_upper_directories(&mut change)?;
-        if !published.is_empty() {
-            self.files.sync_layers()?;
-        }
-        self.index.commit(&change)?;
-        self.apply(&change, BTreeMap::from([(id.to_owned(), ready.config.clone())]));
-        Ok(())
-    }
-
-    /// The change of the index without layers: image, documents and names. A name that pointed elsewhere moves.
-    fn describe(&self, id: &str, reference: &Reference, ready: &Ready) -> Change {
-        let resolved = &ready.resolved;
-        let catalogue = self.read();
-        let mut record = match catalogue.images.get(id) {
-            Some(entry) => entry.record.clone(),
-            None => ImageRecord {
-                layers: ready.config.diff_ids.clone(),
-                documents: Vec::new(),
-                documents_size: ready.config.raw.len() as u64,
-                pinned: false,
-                pulled_at: now(),
-                upper_directories: Vec::new(),
-            },
-        };
-        let mut put_blobs = vec![(resolved.manifest.config.digest.clone(), ready.config.raw.clone())];
-        for document in &resolved.documents {
-            if !record.documents.contains(&document.digest) {
-                record.documents.push(document.digest.clone());
-                record.documents_size += document.bytes.len() as u64;
-                put_blobs.push((document.digest.clone(), document.bytes.clone()));
-            }
-        }
-        let mut put_names = vec![(reference.at_digest(&resolved.digest).name(), id.to_owned())];
-        if reference.digest().is_none() {
-            put_names.push((reference.name(), id.to_owned()));
-        }
-        Change { put_images: vec![(id.to_owned(), record)], put_names, put_blobs, ..Change::default() }
-    }
-}
-
-/// Nanoseconds since the epoch.
-fn now() -> i64 {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -1,13 +1,77 @@
 //! Converted layers that no image has yet: temporary files that live as long as a pull wants them.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::layer::LayerId;
+use crate::layer::{self, BlobExpectation, Converted, LayerError, LayerId, Limits, Target};
 
+use super::ImageStore;
 use super::error::StoreError;
-use super::files::Temporary;
+use super::files::{Temporary, failed};
 use super::index::LayerRecord;
+
+/// Why a layer was not converted. Nothing of it is left.
+pub(super) enum StageError {
+    /// By its content, or because it could not be read or written.
+    Content(LayerError),
+    /// By the store's own files.
+    Store(StoreError),
+}
+
+impl ImageStore {
+    /// Converts a layer's blob into a file and makes that durable. Blocking.
+    pub(super) fn stage(
+        &self,
+        blob: impl Read + Send,
+        expectation: &BlobExpectation,
+    ) -> Result<Arc<Staged>, StageError> {
+        self.staged_by(expectation.diff_id.hex(), |target| {
+            layer::ingest(blob, expectation, target, &Limits::default())
+        })
+    }
+
+    /// The same for an archive of our own, of which nothing is known before. Blocking.
+    pub(super) fn stage_archive(&self, tar: impl Read) -> Result<Arc<Staged>, StageError> {
+        self.staged_by("new", |target| layer::convert(tar, target, &Limits::default()))
+    }
+
+    fn staged_by(
+        &self,
+        stem: &str,
+        convert: impl FnOnce(Target<'_>) -> Result<Converted, LayerError>,
+    ) -> Result<Arc<Staged>, StageError> {
+        let (temporary, file) = self.files.create_temporary(stem).map_err(StageError::Store)?;
+        let scratch = self.files.scratch().map_err(StageError::Store)?;
+        let target = Target { layer: &file, scratch: Some(&scratch) };
+        let converted = convert(target).map_err(StageError::Content)?;
+        sync(&file).map_err(|error| {
+            StageError::Store(failed("sync", &self.files.layer(&converted.diff_id))(error))
+        })?;
+        let record = LayerRecord {
+            size: converted.size + converted.tar_split,
+            tar_split: converted.tar_split,
+            entries: converted.entries,
+            content: converted.content,
+            opaque_root: converted.opaque_root,
+            implied: converted.implied_directories.len() as u64,
+        };
+        Ok(Arc::new(Staged {
+            layer: converted.diff_id,
+            record,
+            implied: converted.implied_directories,
+            file: Mutex::new(temporary),
+        }))
+    }
+}
+
+fn sync(file: &File) -> std::io::Result<()> {
+    file.sync_all()?;
+    // Mounts read the file directly into their own cache; its pages here would only be a second copy.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    Ok(())
+}
 
 /// A converted, synced layer file. Deleted when the last pull that shares it drops it without having committed it.
 pub(super) struct Staged {
@@ -19,10 +83,6 @@ pub(super) struct Staged {
 }
 
 impl Staged {
-    pub(super) fn new(layer: LayerId, record: LayerRecord, implied: Vec<Vec<u8>>, file: Temporary) -> Self {
-        Self { layer, record, implied, file: Mutex::new(file) }
-    }
-
     /// Gives the file its final name. The caller holds the writer lock and has seen that the index lacks the layer.
     pub(super) fn publish(&self) -> Result<(), StoreError> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).publish(&self.layer)

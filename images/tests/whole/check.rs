@@ -28,7 +28,7 @@ async fn a_whole_store_has_no_problems_and_gives_its_archives_back() {
     assert!(report.bytes > 60_000);
     for layer in &test.store.find(&one.id()).unwrap().unwrap().config.diff_ids {
         let mut archive = Vec::new();
-        test.store.write_archive(layer, &mut archive).unwrap().unwrap();
+        test.store.write_archive(layer, &mut archive).unwrap();
         assert_eq!(Digest::sha256(&archive).to_string(), layer.as_str());
     }
     let mut seen = 0;

@@ -5,6 +5,8 @@
 mod check;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
+/// Images out of files and into files.
+mod files;
 /// What a hostile or broken registry can do, and that nothing stays of it.
 mod hostile;
 /// Mirrors, TLS and headers by hosts.toml.

@@ -20,6 +20,11 @@ impl<'l, R: BufRead> Input<'l, R> {
         Self { inner, limits, offset: 0, recorder }
     }
 
+    /// Bytes read so far.
+    pub(super) fn position(&self) -> u64 {
+        self.offset
+    }
+
     /// Reads to the end of the stream.
     pub(super) fn drain(&mut self) -> Result<(), LayerError> {
         loop {

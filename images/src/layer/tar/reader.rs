@@ -52,6 +52,16 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         self.entries
     }
 
+    /// Bytes of the archive read so far: where the content of the entry given last begins.
+    pub(crate) fn position(&self) -> u64 {
+        self.input.position()
+    }
+
+    /// Whether the content of the entry given last is not in one piece.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.body.segments.is_some()
+    }
+
     /// The next entry, or `None` at the archive's end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, LayerError> {
         self.input.skip(self.body.stored + self.body.padding)?;

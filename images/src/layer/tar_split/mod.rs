@@ -12,8 +12,8 @@
 mod rebuild;
 mod record;
 
-pub use rebuild::{RebuildError, rebuild};
-pub(super) use record::Recorder;
+pub use rebuild::{RebuildError, archive_size, rebuild};
+pub(crate) use record::Recorder;
 
 const LITERAL: u8 = 0;
 const CONTENT: u8 = 1;

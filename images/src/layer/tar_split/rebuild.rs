@@ -25,39 +25,89 @@ pub enum RebuildError {
 pub fn rebuild(layer: &File, size: u64, length: u64, out: &mut impl Write) -> Result<(), RebuildError> {
     let read = RebuildError::Layer;
     let image = ImageReader::new(layer.try_clone().map_err(read)?).map_err(read)?;
-    let mut split = layer.try_clone().map_err(read)?;
-    split.seek(SeekFrom::Start(size)).map_err(read)?;
-    let decoder = zstd::stream::read::Decoder::new(split.take(length)).map_err(read)?;
-    let mut split = BufReader::with_capacity(64 << 10, decoder);
+    let mut operations = Operations::new(layer, size, length).map_err(read)?;
     let mut buffer = vec![0; PIECE];
-    while !split.fill_buf().map_err(read)?.is_empty() {
-        match byte(&mut split).map_err(read)? {
-            LITERAL => {
-                let mut left = number(&mut split).map_err(read)?;
+    while let Some(operation) = operations.next().map_err(read)? {
+        match operation {
+            Operation::Literal(mut left) => {
                 while left > 0 {
                     let take = left.min(PIECE as u64) as usize;
-                    split.read_exact(&mut buffer[..take]).map_err(read)?;
+                    operations.split.read_exact(&mut buffer[..take]).map_err(read)?;
                     out.write_all(&buffer[..take]).map_err(RebuildError::Output)?;
                     left -= take as u64;
                 }
             }
-            CONTENT => {
-                let inode = number(&mut split).map_err(read)?;
-                let mut offset = number(&mut split).map_err(read)?;
-                let mut left = number(&mut split).map_err(read)?;
-                let extents = image.content(inode).map_err(read)?;
+            Operation::Content { inode, mut offset, length: mut left } => {
+                let content = image.content(inode).map_err(read)?;
                 while left > 0 {
-                    let (position, available) = extents.at(offset).map_err(read)?;
+                    let (position, available) = content.at(offset).map_err(read)?;
                     let take = left.min(available).min(PIECE as u64) as usize;
                     layer.read_exact_at(&mut buffer[..take], position).map_err(read)?;
                     out.write_all(&buffer[..take]).map_err(RebuildError::Output)?;
                     (offset, left) = (offset + take as u64, left - take as u64);
                 }
             }
-            _ => return Err(read(damaged("an unknown operation"))),
         }
     }
     Ok(())
+}
+
+/// Bytes of the archive that [`rebuild`] with the same arguments would write. Reads no file's content.
+pub fn archive_size(layer: &File, size: u64, length: u64) -> io::Result<u64> {
+    let mut operations = Operations::new(layer, size, length)?;
+    let mut total = 0_u64;
+    while let Some(operation) = operations.next()? {
+        let length = match operation {
+            Operation::Literal(length) => {
+                let skipped = io::copy(&mut operations.split.by_ref().take(length), &mut io::sink())?;
+                if skipped < length {
+                    return Err(damaged("it is cut off"));
+                }
+                length
+            }
+            Operation::Content { length, .. } => length,
+        };
+        total = total.checked_add(length).ok_or_else(|| damaged("its lengths are too large"))?;
+    }
+    Ok(total)
+}
+
+enum Operation {
+    /// So many bytes follow.
+    Literal(u64),
+    Content {
+        inode: u64,
+        offset: u64,
+        length: u64,
+    },
+}
+
+struct Operations {
+    split: BufReader<zstd::stream::read::Decoder<'static, BufReader<io::Take<File>>>>,
+}
+
+impl Operations {
+    fn new(layer: &File, size: u64, length: u64) -> io::Result<Self> {
+        let mut file = layer.try_clone()?;
+        file.seek(SeekFrom::Start(size))?;
+        let decoder = zstd::stream::read::Decoder::new(file.take(length))?;
+        Ok(Self { split: BufReader::with_capacity(64 << 10, decoder) })
+    }
+
+    fn next(&mut self) -> io::Result<Option<Operation>> {
+        let split = &mut self.split;
+        if split.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
+        match byte(split)? {
+            LITERAL => number(split).map(|length| Some(Operation::Literal(length))),
+            CONTENT => {
+                let (inode, offset, length) = (number(split)?, number(split)?, number(split)?);
+                Ok(Some(Operation::Content { inode, offset, length }))
+            }
+            _ => Err(damaged("an unknown operation")),
+        }
+    }
 }
 
 fn byte(split: &mut impl Read) -> io::Result<u8> {

@@ -12,7 +12,7 @@ const GATHERED: usize = 64 << 10;
 const LEVEL: i32 = 1;
 
 /// Writes down what a layer file will not hold of its archive. What it is told comes in the archive's order.
-pub(in crate::layer) struct Recorder<'f> {
+pub(crate) struct Recorder<'f> {
     out: Encoder<'static, BufWriter<&'f File>>,
     literal: Vec<u8>,
     /// Pieces of content that come before `literal`, of an inode that has no number yet: offset and length.
@@ -21,21 +21,21 @@ pub(in crate::layer) struct Recorder<'f> {
 
 impl<'f> Recorder<'f> {
     /// Into an empty file.
-    pub(in crate::layer) fn new(file: &'f File) -> io::Result<Self> {
+    pub(crate) fn new(file: &'f File) -> io::Result<Self> {
         let mut out = Encoder::new(BufWriter::new(file), LEVEL)?;
         out.include_checksum(true)?;
         Ok(Self { out, literal: Vec::with_capacity(GATHERED), pieces: Vec::new() })
     }
 
     /// Bytes of the archive that are no file's content.
-    pub(in crate::layer) fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.literal.extend_from_slice(bytes);
         // Of an entry whose number is not known yet there is only padding to come, less than a block.
         if self.literal.len() >= GATHERED && self.pieces.is_empty() { self.flush() } else { Ok(()) }
     }
 
     /// The archive goes on with this part of the current entry's content.
-    pub(in crate::layer) fn piece(&mut self, offset: u64, length: u64) -> io::Result<()> {
+    pub(crate) fn piece(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if self.pieces.is_empty() {
             self.flush()?;
         }
@@ -47,7 +47,7 @@ impl<'f> Recorder<'f> {
     }
 
     /// The inode that holds the pieces told of since the last one.
-    pub(in crate::layer) fn inode(&mut self, number: u64) -> io::Result<()> {
+    pub(crate) fn inode(&mut self, number: u64) -> io::Result<()> {
         for (offset, length) in std::mem::take(&mut self.pieces) {
             self.out.write_all(&[CONTENT])?;
             for value in [number, offset, length] {
@@ -81,7 +81,7 @@ impl<'f> Recorder<'f> {
     }
 
     /// Appends all of it to `layer`, a layer file of `size` bytes, and returns how many bytes that are.
-    pub(in crate::layer) fn append_to(mut self, layer: &File, size: u64) -> Result<u64, LayerError> {
+    pub(crate) fn append_to(mut self, layer: &File, size: u64) -> Result<u64, LayerError> {
         let append = move || {
             self.flush()?;
             let buffered = self.out.finish()?;

@@ -14,7 +14,7 @@ mod whiteouts;
 use std::fs::File;
 use std::io;
 
-use super::{Converted, LayerError, Limits, RebuildError, Target, convert, rebuild};
+use super::{Converted, LayerError, Limits, RebuildError, Target, archive_size, convert, rebuild};
 
 // Converts to an unnamed file that is then checked by fsck.erofs, and turned back.
 fn converted(tar: &[u8]) -> (File, Converted) {
@@ -22,6 +22,8 @@ fn converted(tar: &[u8]) -> (File, Converted) {
     let target = Target { layer: &file, scratch: Some(&scratch) };
     let converted = convert(tar, target, &Limits::default()).unwrap();
     mounted::fsck(&file);
+    let size = archive_size(&file, converted.size, converted.tar_split).unwrap();
+    assert_eq!(size, tar.len() as u64);
     assert!(turned_back(&file, &converted).unwrap() == tar, "the layer does not lead back to its archive");
     (file, converted)
 }
