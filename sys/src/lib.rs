@@ -33,5 +33,7 @@ pub mod random;
 pub mod signal;
 /// Sockets between a guest and its host.
 pub mod vsock;
+/// Tap devices.
+pub mod tun;
 /// Start write-back of a file early.
 pub mod writeback;

@@ -13,9 +13,15 @@ pub mod boot;
 /// Where accesses of the guest go.
 #[cfg(feature = "machine")]
 pub mod bus;
+/// The control socket: hulld's requests to a machine.
+#[cfg(feature = "machine")]
+pub mod control;
 /// The devices of a machine.
 #[cfg(feature = "machine")]
 pub mod devices;
+/// How hull-vmm and hull-virtiofsd are confined.
+#[cfg(feature = "machine")]
+pub mod jail;
 /// The log files of the guest's containers.
 #[cfg(feature = "machine")]
 pub mod logs;
