@@ -16,3 +16,4 @@ pub mod server;
 pub mod stats;
 pub mod store;
 pub mod streaming;
+pub mod systemd;

@@ -149,6 +149,20 @@ pub struct CgroupConfig {
     /// Parent of the cgroups of pods that name none (kubelet always names one), below each hierarchy's root.
     #[serde(deserialize_with = "value::cgroup_path")]
     pub parent: String,
+    /// Who owns cgroups.
+    pub driver: CgroupDriver,
+}
+
+/// Who makes cgroups and writes limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// hull itself, and kubelet likewise.
+    Cgroupfs,
+    /// systemd, over D-Bus.
+    Systemd,
+    /// systemd if it is this machine's init, except for pods whose parent is no slice.
+    Auto,
 }
 
 /// `[streaming]`
@@ -248,7 +262,7 @@ impl Default for RegistryConfig {
 
 impl Default for CgroupConfig {
     fn default() -> Self {
-        CgroupConfig { parent: "/hull".into() }
+        CgroupConfig { parent: "/hull".into(), driver: CgroupDriver::Auto }
     }
 }
 

@@ -70,7 +70,7 @@ pub use service::RuntimeServer;
 use self::names::Names;
 use self::objects::{ContainerKey, Objects, PodKey};
 use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
-use crate::config::{Config, NetworkMode};
+use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
 use crate::security::capabilities;
@@ -78,6 +78,7 @@ use crate::security::seccomp::{self, Profile};
 use crate::store::record::ContainerPhase;
 use crate::store::{Store, StoreError};
 use crate::streaming::{Session, Streaming, StreamingError, TokenError};
+use crate::systemd::{BusError, Systemd};
 
 /// What a RunPodSandbox asks for; two equal ones are the same operation.
 type PodRequest = (PodSandboxConfig, String);
@@ -111,6 +112,9 @@ pub enum OpenError {
     /// There are no usable cgroups.
     #[error("cannot use the cgroups: {0}")]
     Cgroup(#[from] hull_agent::cgroup::CgroupError),
+    /// systemd, which is to own the cgroups, does not answer.
+    #[error("cannot use the systemd cgroup driver (cgroup.driver): {0}")]
+    Systemd(#[from] BusError),
     /// Streams cannot be served.
     #[error(transparent)]
     Streaming(#[from] StreamingError),
@@ -131,6 +135,8 @@ pub struct Runtime {
     container_names: Names<ContainerKey, ContainerConfig>,
     boot_id: String,
     layout: CgroupLayout,
+    /// Owns cgroups below slices; None: hull owns them all.
+    systemd: Option<Arc<Systemd>>,
     apparmor: bool,
     started_at: i64,
     /// The turn of whoever counts what a writable layer occupies.
@@ -156,7 +162,9 @@ impl Runtime {
         let network = Network::open(network_config(&config)).await?;
         let layout = hull_agent::cgroup::discover()?;
         let program = find_agent(&config)?;
-        let launcher = Arc::new(ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?);
+        let systemd = systemd(config.cgroup.driver, &layout).await?;
+        let launcher = ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?;
+        let launcher = Arc::new(launcher.with_systemd(systemd.clone()));
         let closing = CancellationToken::new();
         let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
         let runtime = Arc::new(Self {
@@ -170,6 +178,7 @@ impl Runtime {
             container_names: Names::default(),
             boot_id: boot_id.trim().to_owned(),
             layout,
+            systemd,
             apparmor: host::has_apparmor(),
             started_at: host::now(),
             counting: Semaphore::new(1),
@@ -320,6 +329,28 @@ fn network_config(config: &Config) -> hull_network::NetworkConfig {
         mtu: network.mtu,
         cni_conf_dir: network.cni_conf_dir.clone(),
         cni_bin_dirs: network.cni_bin_dirs.clone(),
+    }
+}
+
+/// The way to systemd, if it is to own cgroups.
+async fn systemd(
+    driver: CgroupDriver,
+    layout: &CgroupLayout,
+) -> std::result::Result<Option<Arc<Systemd>>, BusError> {
+    let v2 = layout.unified_controllers;
+    let connect = || tokio::task::spawn_blocking(move || Systemd::connect(v2));
+    let connected = match driver {
+        CgroupDriver::Cgroupfs => return Ok(None),
+        CgroupDriver::Auto if !Systemd::is_init() => return Ok(None),
+        CgroupDriver::Auto | CgroupDriver::Systemd => connect().await,
+    };
+    match connected.unwrap_or_else(|error| Err(std::io::Error::other(error).into())) {
+        Ok(systemd) => Ok(Some(Arc::new(systemd))),
+        Err(error) if driver == CgroupDriver::Auto => {
+            tracing::warn!(%error, "cgroups are hull's own, although systemd is this machine's init");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hull_agent::cgroup::{Hierarchies, PodCgroup};
 
 use super::{Error, Result, Runtime, blocking};
+use crate::systemd::slice;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,12 @@ impl Runtime {
             .await?
             .map_err(|error| Error::Internal(format!("cannot unmount the image layers: {error}")))?;
         let (layout, parent) = (self.layout.clone(), self.config.cgroup.parent.clone());
-        blocking(move || remove_cgroup(&layout, &parent)).await??;
+        match self.systemd.clone().filter(|_| slice::is_slice(&parent)) {
+            Some(systemd) => blocking(move || systemd.stop_slice(&parent))
+                .await?
+                .map_err(|error| Error::Internal(format!("cannot stop the slice of all pods: {error}")))?,
+            None => blocking(move || remove_cgroup(&layout, &parent)).await??,
+        }
         Ok(ReleaseReport { pods: 0 })
     }
 }

@@ -60,7 +60,8 @@ impl Runtime {
     async fn make_pod(self: &Arc<Self>, wanted: PodRequest, launcher: Arc<dyn Launcher>) -> Result<String> {
         let (config, runtime_handler) = wanted;
         let id = new_id()?;
-        let (cgroup_parent, cgroup_levels) = pod::cgroup(&config, &self.config.cgroup.parent, &id)?;
+        let (cgroup_parent, cgroup_levels) =
+            pod::cgroup(&config, &self.config.cgroup.parent, self.systemd.is_some(), &id)?;
         let namespaces = pod::namespaces(&config)?;
         let host = host::host();
         let hostname = pod::hostname(&config, namespaces, &host);

@@ -6,9 +6,10 @@ use crate::api::runtime::{
 };
 
 impl Runtime {
-    /// hull writes cgroups itself; with this answer kubelet does likewise.
+    /// Who owns cgroups; kubelet does likewise.
     pub fn runtime_config(&self, _request: &RuntimeConfigRequest) -> RuntimeConfigResponse {
-        let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+        let driver = if self.systemd.is_some() { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+        let linux = LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
         RuntimeConfigResponse { linux: Some(linux) }
     }
 }

@@ -43,6 +43,7 @@ impl Runtime {
             }
         };
         let prepared = Instant::now();
+        let limits = start.resources.clone().unwrap_or_default();
         let answer = agent.call(request::Call::StartContainer(start), slots).await;
         tracing::debug!(
             container = container.id(),
@@ -52,7 +53,13 @@ impl Runtime {
         );
         match answer {
             Ok(response::Outcome::ContainerStarted(started)) => {
+                let pid = started.pid;
                 self.note_start(container, started);
+                let place = container.pod.place();
+                let announced = container.pod.launcher.announce(&place, container.id(), Some(pid), &limits);
+                if let Err(error) = announced.await {
+                    tracing::warn!(container = container.id(), %error, "it runs, but in a cgroup of nobody's");
+                }
                 Ok(())
             }
             // Whoever learns of the agent's end ends its containers, this one among them.

@@ -42,16 +42,21 @@ impl Runtime {
             ContainerPhase::Created => {}
             ContainerPhase::Starting | ContainerPhase::Running => {
                 let old = container.with_record(asked_for);
+                let limits = resources::limits(&resources::update(&old, update))?;
                 let call = messages::UpdateResources {
                     container_id: container.id().to_owned(),
-                    resources: Some(resources::limits(&resources::update(&old, update))?),
+                    resources: Some(limits.clone()),
                     // As with every number here, 0 is "not given".
                     oom_score_adj: (oom_score_adj != 0).then_some(oom_score_adj),
                 };
                 let agent = container.pod.ready_agent()?;
                 let call = request::Call::UpdateResources(call);
                 let doing = format!("cannot change the limits of the container {}", container.id());
-                agent.order("change limits", call, Slots::default()).await.map_err(Error::sandbox(doing))?;
+                let changed = agent.order("change limits", call, Slots::default()).await;
+                changed.map_err(Error::sandbox(doing.clone()))?;
+                let (launcher, place) = (&container.pod.launcher, container.pod.place());
+                let announced = launcher.announce(&place, container.id(), None, &limits).await;
+                announced.map_err(Error::sandbox(doing))?;
             }
         }
         container.try_change(&self.store, |record| {

@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::stats::disk::Occupied;
 use crate::stats::{PodUsage, Subject};
+use crate::systemd::slice;
 
 pub use agent::{Agent, Asked, Events, Pipe, Slots, Streams};
 pub use error::SandboxError;
@@ -38,6 +39,13 @@ pub struct Place {
     pub cgroup_parent: String,
     /// How many of its lowest levels hull made and removes again.
     pub cgroup_levels: u32,
+}
+
+impl Place {
+    /// The name of a container's (or the agent's) own cgroup below the pod's.
+    pub fn leaf(&self, id: &str) -> String {
+        slice::leaf(&self.cgroup_parent, id)
+    }
 }
 
 /// What the launcher needs from outside the pod, beside the request itself.
@@ -119,7 +127,8 @@ pub trait Launcher: Debug + Send + Sync {
     fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError>;
 
     /// Connects to the agent of a living pod.
-    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>>;
+    fn reconnect<'a>(&'a self, place: &'a Place)
+    -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>>;
 
     /// Opens what a container needs, in this order of slots; what the launcher has to say about the request itself it
     /// writes into `start`. Called on a thread that may block, inside the runtime.
@@ -155,6 +164,18 @@ pub trait Launcher: Debug + Send + Sync {
 
     /// What a container occupies on the host outside its own directory. Blocks for a little while.
     fn scratch(&self, place: &Place, container: &str) -> Occupied;
+
+    /// Tells whoever else owns cgroups of a container that has just been started as the host's process `pid`, with the
+    /// limits that it has; later with those that were changed.
+    fn announce<'a>(
+        &'a self,
+        _place: &'a Place,
+        _container: &'a str,
+        _pid: Option<i32>,
+        _limits: &'a messages::Resources,
+    ) -> BoxFuture<'a, Result<(), SandboxError>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Why the pod is gone, as far as anybody knows. Asked before [`Self::clear`]. Blocks for a little while.
     fn obituary(&self, place: &Place) -> Obituary;

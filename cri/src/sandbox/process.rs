@@ -25,6 +25,7 @@ use super::{
 use crate::server::descriptors;
 use crate::stats::disk::Occupied;
 use crate::stats::{self, PodUsage, Subject};
+use crate::systemd::{Systemd, slice};
 
 /// The agent's listening socket in the pod's directory.
 const SOCKET: &str = "agent.sock";
@@ -41,6 +42,7 @@ pub struct ProcessLauncher {
     images: Arc<ImageStore>,
     layout: messages::CgroupLayout,
     hierarchies: Arc<Hierarchies>,
+    systemd: Option<Arc<Systemd>>,
 }
 
 impl ProcessLauncher {
@@ -51,10 +53,21 @@ impl ProcessLauncher {
         layout: messages::CgroupLayout,
     ) -> Result<Self, SandboxError> {
         let hierarchies = Hierarchies::open(&layout).map_err(cgroup("open the hierarchies of"))?;
-        Ok(Self { program, images, layout, hierarchies: Arc::new(hierarchies) })
+        Ok(Self { program, images, layout, hierarchies: Arc::new(hierarchies), systemd: None })
     }
 
-    fn spawn(&self, place: &Place) -> Result<UnixStream, SandboxError> {
+    /// Slices are systemd's.
+    pub fn with_systemd(self, systemd: Option<Arc<Systemd>>) -> Self {
+        Self { systemd, ..self }
+    }
+
+    /// systemd, if it owns the pod's cgroup.
+    fn owner(&self, cgroup_parent: &str) -> Option<Arc<Systemd>> {
+        self.systemd.clone().filter(|_| slice::is_slice(cgroup_parent))
+    }
+
+    /// The socket to an agent's program, and its number.
+    fn spawn(&self, place: &Place) -> Result<(UnixStream, u32), SandboxError> {
         let directory = &place.directory;
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(SandboxError::host("make the pod's directory", directory))?;
@@ -78,7 +91,8 @@ impl ProcessLauncher {
             .spawn()
             .map_err(failed)?;
         // It waits for its first request, so nothing of the pod has hulld's own limit by then.
-        descriptors::restore_for(child.id());
+        let pid = child.id();
+        descriptors::restore_for(pid);
         let id = place.id.clone();
         tokio::spawn(async move {
             match child.wait().await {
@@ -88,7 +102,7 @@ impl ProcessLauncher {
                 Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the agent's first process"),
             }
         });
-        Ok(ours)
+        Ok((ours, pid.unwrap_or_default()))
     }
 }
 
@@ -113,11 +127,16 @@ impl Launcher for ProcessLauncher {
     }
 
     fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError> {
-        let socket = self.spawn(place)?;
-        Ok(Box::new(Newborn { socket, place: place.clone(), layout: self.layout.clone() }))
+        let (socket, pid) = self.spawn(place)?;
+        let owner = self.owner(&place.cgroup_parent);
+        let (hierarchies, layout) = (Arc::clone(&self.hierarchies), self.layout.clone());
+        Ok(Box::new(Newborn { socket, pid, place: place.clone(), layout, hierarchies, owner }))
     }
 
-    fn reconnect<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>> {
+    fn reconnect<'a>(
+        &'a self,
+        place: &'a Place,
+    ) -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>> {
         Box::pin(async move {
             let gone = |error: io::Error| SandboxError::Lost(error.to_string());
             let directory = fs::File::open(&place.directory).map_err(gone)?;
@@ -189,9 +208,9 @@ impl Launcher for ProcessLauncher {
         Box::pin(async move {
             let connecting = tokio::task::spawn_blocking(move || match network_namespace {
                 None => connect_to(port),
-                Some(path) => hull_sys::namespace::on_thread_in(&[fs::File::open(path)?.as_fd()], || {
-                    connect_to(port)
-                })?,
+                Some(path) => {
+                    hull_sys::namespace::on_thread_in(&[fs::File::open(path)?.as_fd()], || connect_to(port))?
+                }
             });
             let socket = connecting.await.map_err(io::Error::other)??;
             socket.set_nonblocking(true)?;
@@ -225,13 +244,40 @@ impl Launcher for ProcessLauncher {
     ) -> BoxFuture<'a, Result<(), SandboxError>> {
         let (hierarchies, place, limits) =
             (Arc::clone(&self.hierarchies), place.clone(), limits.cgroup.clone());
+        let owner = self.owner(&place.cgroup_parent);
         let work = move || {
             let pod = PodCgroup::open_existing(hierarchies, &place.cgroup_parent, place.cgroup_levels)
                 .map_err(cgroup("open"))?;
-            if pod.is_own() { pod.apply(&limits).map_err(cgroup("set the limits of")) } else { Ok(()) }
+            match owner {
+                Some(systemd) if place.cgroup_levels > 0 => {
+                    systemd.limit_slice(&place.cgroup_parent, &limits).map_err(cgroup("set the limits of"))
+                }
+                None if pod.is_own() => pod.apply(&limits).map_err(cgroup("set the limits of")),
+                _ => Ok(()),
+            }
         };
         Box::pin(async move {
             tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(cgroup("resize")(error)))
+        })
+    }
+
+    fn announce<'a>(
+        &'a self,
+        place: &'a Place,
+        container: &'a str,
+        pid: Option<i32>,
+        limits: &'a messages::Resources,
+    ) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let Some(systemd) = self.owner(&place.cgroup_parent) else { return Box::pin(async { Ok(()) }) };
+        let (parent, container) = (place.cgroup_parent.clone(), container.to_owned());
+        let limits = limits.clone();
+        let work = move || match pid {
+            Some(pid) => systemd.take_container(&parent, &container, pid.unsigned_abs(), &limits),
+            None => systemd.limit_container(&parent, &container, &limits),
+        };
+        Box::pin(async move {
+            let told = tokio::task::spawn_blocking(work).await.map_err(cgroup("announce"))?;
+            told.map_err(cgroup("announce"))
         })
     }
 
@@ -244,7 +290,7 @@ impl Launcher for ProcessLauncher {
         .map_err(cgroup("open"))?;
         let leaves: Vec<_> = std::iter::once(&place.id)
             .chain(leaves)
-            .map(|name| pod.leaf(name).map_err(cgroup("name a leaf of")))
+            .map(|name| pod.leaf(&place.leaf(name)).map_err(cgroup("name a leaf of")))
             .collect::<Result<_, _>>()?;
         // All are killed before the first is waited for.
         for leaf in &leaves {
@@ -253,8 +299,13 @@ impl Launcher for ProcessLauncher {
         for leaf in &leaves {
             leaf.remove().map_err(cgroup("remove a leaf of"))?;
         }
-        pod.remove_created().map_err(cgroup("remove"))?;
-        Ok(())
+        match self.owner(&place.cgroup_parent) {
+            Some(systemd) if place.cgroup_levels > 0 => {
+                systemd.stop_slice(&place.cgroup_parent).map_err(cgroup("remove"))
+            }
+            Some(_) => Ok(()),
+            None => pod.remove_created().map(drop).map_err(cgroup("remove")),
+        }
     }
 }
 
@@ -270,8 +321,12 @@ fn connect_to(port: u16) -> io::Result<TcpStream> {
 /// An agent's program, started, that does not know yet which pod it is for. Dropped, it ends by itself.
 struct Newborn {
     socket: UnixStream,
+    pid: u32,
     place: Place,
     layout: messages::CgroupLayout,
+    hierarchies: Arc<Hierarchies>,
+    /// systemd, if it owns the pod's cgroup.
+    owner: Option<Arc<Systemd>>,
 }
 
 impl Nascent for Newborn {
@@ -290,7 +345,13 @@ impl Newborn {
         mut request: messages::CreateSandbox,
         outside: &Outside,
     ) -> Result<Launched, SandboxError> {
-        let Self { socket, place, layout } = *self;
+        let Self { socket, pid, place, layout, hierarchies, owner } = *self;
+        let slices = match owner {
+            Some(systemd) => {
+                enter_slice(systemd, hierarchies, &place, pid, request.pod_resources.take()).await?
+            }
+            None => 0,
+        };
         let mut slots = Slots::default();
         let path = &place.directory;
         let directory = fs::File::open(path).map_err(SandboxError::host("open", path))?;
@@ -310,17 +371,39 @@ impl Newborn {
         }
         request.cgroups = Some(layout);
         request.cgroup_parent = place.cgroup_parent.clone();
-        request.cgroup_leaf = place.id.clone();
+        request.cgroup_leaf = place.leaf(&place.id);
         let (agent, events) = Agent::connect(socket)?;
         let call = request::Call::CreateSandbox(request);
         let answer = agent.call_within(BIRTH, "make the pod", call, slots).await;
         match answer.map_err(|error| with_log(error, path))? {
-            response::Outcome::SandboxCreated(created) => {
+            response::Outcome::SandboxCreated(mut created) => {
+                created.cgroup_created_levels = created.cgroup_created_levels.max(slices);
                 Ok(Launched { agent: Arc::new(agent), events, created })
             }
             _ => Err(SandboxError::Unexpected("the making of the pod")),
         }
     }
+}
+
+/// Makes the pod's slice, if nobody has, and takes the agent's program into a scope below it. How many slices were made.
+async fn enter_slice(
+    systemd: Arc<Systemd>,
+    hierarchies: Arc<Hierarchies>,
+    place: &Place,
+    pid: u32,
+    limits: Option<messages::Resources>,
+) -> Result<u32, SandboxError> {
+    let place = place.clone();
+    let work = move || {
+        let parent = &place.cgroup_parent;
+        let present = PodCgroup::open_existing(hierarchies, parent, 0).map_err(cgroup("look for"))?.exists();
+        if !present {
+            systemd.start_slice(parent, &limits.unwrap_or_default()).map_err(cgroup("make"))?;
+        }
+        systemd.take_agent(parent, &place.id, pid).map_err(cgroup("enter"))?;
+        Ok(u32::from(!present))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(cgroup("enter"))?
 }
 
 /// What the agent wrote before it died is the best explanation there is.

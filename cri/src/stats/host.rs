@@ -18,7 +18,8 @@ pub fn measure(
     let mut answer = PodUsage::default();
     let mut all_processes = 0;
     for id in &subject.containers {
-        let leaf = pod.leaf(id)?;
+        let name = place.leaf(id);
+        let leaf = pod.leaf(&name)?;
         let at = now();
         let usage = leaf.usage()?;
         let pids = leaf.processes()?;
@@ -29,7 +30,7 @@ pub fn measure(
         }
         let measured = Measured {
             at,
-            cgroup: format!("{}/{id}", place.cgroup_parent.trim_end_matches('/')),
+            cgroup: format!("{}/{name}", place.cgroup_parent.trim_end_matches('/')),
             usage,
             processes: pids.len() as u64,
             limits: leaf.limits()?,
@@ -38,7 +39,7 @@ pub fn measure(
         answer.containers.insert(id.clone(), measured);
     }
     if subject.whole_pod {
-        let agent = pod.leaf(&place.id)?.processes()?.len() as u64;
+        let agent = pod.leaf(&place.leaf(&place.id))?.processes()?.len() as u64;
         answer.whole = Some(Measured {
             at: now(),
             cgroup: place.cgroup_parent.clone(),

@@ -10,7 +10,7 @@ const WEIGHT: (u64, u64) = (1, 10_000);
 /// cpu.shares → cpu.weight by the curve through (2, 1), (1024, 100) and (262144, 10000), a quadratic in log2 space,
 /// as runc, crun and kubelet have computed it since 2025 (kubernetes issue 131216): the default of one is the default
 /// of the other, and small requests keep a resolution that the older linear rule lost.
-pub(super) fn weight_of_shares(shares: u64) -> u64 {
+pub fn weight_of_shares(shares: u64) -> u64 {
     let shares = shares.clamp(SHARES.0, SHARES.1);
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;

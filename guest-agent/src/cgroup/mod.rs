@@ -31,6 +31,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
+pub use convert::weight_of_shares;
 pub use devices::{DeviceRuleError, default_device_rules};
 pub use discover::discover;
 pub use error::CgroupError;

@@ -88,6 +88,11 @@ impl PodCgroup {
         Ok(Self { control: Control { directories, leaf: None }, created })
     }
 
+    /// Whether it exists in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.control.directories.all().next().is_some()
+    }
+
     pub(super) fn control(&self) -> &Control {
         &self.control
     }

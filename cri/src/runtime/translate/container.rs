@@ -14,6 +14,7 @@ use crate::runtime::Error;
 use crate::sandbox::{LogPlace, Source};
 use crate::security;
 use crate::store::record::{ContainerRecord, ImageFacts, SandboxRecord};
+use crate::systemd::slice;
 
 /// Name, below the container's own directory, of the one that holds overlayfs's upper and work directories.
 pub const WRITABLE: &str = "writable";
@@ -114,7 +115,7 @@ pub fn plan(
         pid_mode: pid_mode.into(),
         pid_target,
         private_cgroup_namespace: !context.privileged,
-        cgroup_leaf: container.id.clone(),
+        cgroup_leaf: slice::leaf(&pod.cgroup_parent, &container.id),
         resources: Some(cri_resources.map(resources::limits).transpose()?.unwrap_or_default()),
         devices: facts.devices.nodes.clone(),
         device_rules: facts.devices.rules.clone(),

@@ -12,6 +12,7 @@ use crate::api::runtime::{
     security_profile::ProfileType,
 };
 use crate::runtime::Error;
+use crate::systemd::slice;
 
 /// Below the agents' own memory nothing of a pod is worth saving.
 const AGENT_OOM_SCORE: i32 = -998;
@@ -97,8 +98,22 @@ pub fn security(config: &PodSandboxConfig) -> LinuxSandboxSecurityContext {
 }
 
 /// Where the pod's cgroup lies, and how many of its lowest levels are hull's to remove.
-pub fn cgroup(config: &PodSandboxConfig, default: &str, id: &str) -> Result<(String, u32), Error> {
+///
+/// Where systemd owns cgroups (`systemd`), a slice becomes its path; its levels are the launcher's to count.
+pub fn cgroup(
+    config: &PodSandboxConfig,
+    default: &str,
+    systemd: bool,
+    id: &str,
+) -> Result<(String, u32), Error> {
     let asked = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+    if systemd && asked.is_empty() && slice::is_slice(default) {
+        let stem = slice::name_of(default).trim_end_matches(".slice");
+        return Ok((slice::cgroup_of(&format!("{stem}-{id}.slice")).map_err(invalid)?, 1));
+    }
+    if systemd && slice::is_slice(asked) {
+        return Ok((slice::cgroup_of(asked).map_err(invalid)?, 0));
+    }
     if asked.is_empty() {
         let path = format!("/{}/{id}", default.trim_matches('/'));
         let levels = path.split('/').filter(|part| !part.is_empty()).count() as u32;
@@ -107,7 +122,8 @@ pub fn cgroup(config: &PodSandboxConfig, default: &str, id: &str) -> Result<(Str
     // `a-b.slice`, `/a.slice/a-b.slice` and `a-b.slice:prefix:name`: as paths they would be other groups than are meant.
     if asked.split(['/', ':']).any(|part| part.ends_with(".slice")) {
         return Err(invalid(format!(
-            "the cgroup parent {asked:?} is a systemd slice; hull uses the cgroupfs driver (kubelet: cgroupDriver)"
+            "the cgroup parent {asked:?} is a systemd slice, and hull uses the cgroupfs driver here (hull: \
+             cgroup.driver, kubelet: cgroupDriver)"
         )));
     }
     check_text("the cgroup parent", asked)?;
@@ -289,10 +305,10 @@ mod tests {
     #[test]
     fn the_cgroup_is_kubelets_or_below_hulls_own() {
         let mut asked = config(NamespaceOption::default());
-        assert_eq!(cgroup(&asked, "/hull", "id").unwrap(), ("/hull/id".into(), 2));
+        assert_eq!(cgroup(&asked, "/hull", false, "id").unwrap(), ("/hull/id".into(), 2));
         let mut parent = |path: &str| {
             asked.linux.as_mut().unwrap().cgroup_parent = path.into();
-            cgroup(&asked, "/hull", "id")
+            cgroup(&asked, "/hull", false, "id")
         };
         assert_eq!(parent("/kubepods/pod1/").unwrap(), ("/kubepods/pod1".into(), 0));
         for slice in [
@@ -303,6 +319,25 @@ mod tests {
             assert!(parent(slice).unwrap_err().to_string().contains("systemd slice"), "{slice}");
         }
         assert!(parent("/a/../b").is_err());
+    }
+
+    #[test]
+    fn under_systemd_a_slice_is_the_pods_cgroup() {
+        let mut asked = config(NamespaceOption::default());
+        assert_eq!(cgroup(&asked, "/hull", true, "id").unwrap(), ("/hull/id".into(), 2));
+        assert_eq!(
+            cgroup(&asked, "/hull.slice", true, "id").unwrap(),
+            ("/hull.slice/hull-id.slice".into(), 1)
+        );
+        let mut parent = |path: &str| {
+            asked.linux.as_mut().unwrap().cgroup_parent = path.into();
+            cgroup(&asked, "/hull", true, "id")
+        };
+        let wanted = ("/kubepods.slice/kubepods-pod1.slice".to_owned(), 0);
+        assert_eq!(parent("kubepods-pod1.slice").unwrap(), wanted);
+        assert_eq!(parent("/kubepods.slice/kubepods-pod1.slice").unwrap(), wanted);
+        assert_eq!(parent("/kubepods/pod1/").unwrap(), ("/kubepods/pod1".into(), 0));
+        assert!(parent("kubepods-pod1.slice:cri-containerd:c1").is_err());
     }
 
     #[test]
