@@ -8,6 +8,8 @@
 pub mod cgroup;
 /// From a request to a running process: plan, then launch.
 pub mod container;
+/// What an agent has that is the first process of a guest.
+pub mod guest;
 /// The messages between hulld and the agent, and their framing.
 pub mod protocol;
 /// The pod as a place: namespaces and a root of the agent's own.

@@ -293,6 +293,7 @@ fn resources_of_a_running_container_change() {
         Call::UpdateResources(UpdateResources {
             container_id: "target".into(),
             resources: Some(Resources { memory_limit: Some(limit), ..Resources::default() }),
+            ..UpdateResources::default()
         })
     };
     pod.client.done(update(64 << 20), &[]);

@@ -10,6 +10,9 @@ pub const SECTOR: u64 = 512;
 const VERSION: [u32; 3] = [4, 0, 0];
 const NAME: usize = 128;
 const READONLY: u32 = 1;
+/// No freezing of a filesystem on it, no waiting for its transfers.
+const SKIP_LOCKFS: u32 = 1 << 10;
+const NOFLUSH: u32 = 1 << 11;
 
 // _IOWR(0xfd, number, struct dm_ioctl), whose size is 312.
 const DEV_CREATE: libc::Ioctl = 0xc138_fd03;
@@ -75,7 +78,8 @@ impl Control {
         Ok(Self(File::options().read(true).write(true).open("/dev/mapper/control")?))
     }
 
-    /// Makes the device `name` (1 to 127 bytes): `length` sectors of the device `of`, from sector `start` on. If it fails nothing is left.
+    /// Makes the device `name` (1 to 127 bytes): `length` sectors of the device `of`, from sector `start` on. If it
+    /// fails nothing is left.
     pub fn create_linear(
         &self,
         name: &str,
@@ -102,6 +106,19 @@ impl Control {
                 Err(error)
             }
         }
+    }
+
+    /// Replaces the device's table: whoever uses it, of `length` sectors, gets errors from now on, and nothing below it
+    /// is used any more.
+    pub fn make_fail(&self, name: &str, length: u64) -> io::Result<()> {
+        // The read-only flag of a device cannot change, and an error target needs none.
+        let mut table = request(name, 0)?;
+        table.header.target_count = 1;
+        table.target.length = length;
+        table.target.next = size_of::<Target>() as u32;
+        table.target.target_type[..5].copy_from_slice(b"error");
+        self.call(TABLE_LOAD, &mut table)?;
+        self.call(DEV_SUSPEND, &mut request(name, SKIP_LOCKFS | NOFLUSH)?).map(|_| ())
     }
 
     /// Removes the device. EBUSY while it is open or mounted.
@@ -195,6 +212,10 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, node).unwrap();
         let mut bytes = Vec::new();
         File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        control.make_fail(&name, 2 * 8).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, node).unwrap();
+        assert!(File::open(&path).unwrap().read_to_end(&mut Vec::new()).is_err());
         std::fs::remove_file(&path).unwrap();
         control.remove(&name).unwrap();
         assert_eq!(bytes, [[3; 4096], [4; 4096]].concat());

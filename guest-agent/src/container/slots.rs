@@ -6,20 +6,47 @@ use crate::protocol::messages::{self, slot::Kind};
 #[derive(Clone, Copy, Debug)]
 pub struct Slots<'a> {
     slots: &'a [messages::Slot],
-    fds: &'a [OwnedFd],
+    behind: Behind<'a>,
+}
+
+/// Where the descriptors are.
+#[derive(Clone, Copy, Debug)]
+enum Behind<'a> {
+    /// On the request's frame, numbered by the slots.
+    Frame(&'a [OwnedFd]),
+    /// One for each slot, if there is one.
+    Resolved(&'a [Option<OwnedFd>]),
 }
 
 impl<'a> Slots<'a> {
     /// `slots` of the request and the descriptors that came on its frame.
     pub const fn new(slots: &'a [messages::Slot], fds: &'a [OwnedFd]) -> Self {
-        Self { slots, fds }
+        Self { slots, behind: Behind::Frame(fds) }
+    }
+
+    /// `slots` of a request to an agent in a guest, and what each of them has turned out to be.
+    pub const fn resolved(slots: &'a [messages::Slot], resolved: &'a [Option<OwnedFd>]) -> Self {
+        Self { slots, behind: Behind::Resolved(resolved) }
     }
 
     /// The descriptor behind the slot with this number; `None` if the request has no such slot or it is none.
     pub fn get(&self, slot: u32) -> Option<BorrowedFd<'a>> {
-        let slot = self.slots.get(usize::try_from(slot).ok()?)?;
-        let Some(Kind::Descriptor(number)) = slot.kind else { return None };
-        Some(self.fds.get(usize::try_from(number).ok()?)?.as_fd())
+        let index = usize::try_from(slot).ok()?;
+        match self.behind {
+            Behind::Frame(fds) => {
+                let Some(Kind::Descriptor(number)) = self.slots.get(index)?.kind else { return None };
+                Some(fds.get(usize::try_from(number).ok()?)?.as_fd())
+            }
+            Behind::Resolved(resolved) => Some(resolved.get(index)?.as_ref()?.as_fd()),
+        }
+    }
+
+    /// The container id under which a guest's VMM logs, if the slot is for that.
+    pub fn log(&self, slot: u32) -> Option<&'a str> {
+        match &self.slots.get(usize::try_from(slot).ok()?)?.kind {
+            Some(Kind::Log(container)) => Some(container),
+            _ => None,
+        }
     }
 }
 

@@ -127,6 +127,14 @@ fn keep_user_namespace(
     if namespace.root().is_none() { Err(SandboxError::Mapping) } else { Ok(Arc::new(namespace)) }
 }
 
+/// Writes sysctls, of the whole kernel too, below `proc`, the root of a procfs.
+pub(crate) fn write_sysctls(
+    proc: BorrowedFd<'_>,
+    sysctls: &std::collections::BTreeMap<String, String>,
+) -> Result<(), SandboxError> {
+    sysctl::write_all(proc, sysctls)
+}
+
 fn open_directory(path: &str) -> rustix::io::Result<rustix::fd::OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }

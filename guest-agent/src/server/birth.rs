@@ -39,8 +39,9 @@ pub(super) fn born() -> io::Result<Option<Server>> {
     let id = message.id;
     let outcome = match message.body {
         Some(Body::Request(request)) => match &request.call {
-            Some(Call::CreateSandbox(spec)) => check_slots(&request.slots)
-                .and_then(|()| create(spec, &Slots::new(&request.slots, &fds))),
+            Some(Call::CreateSandbox(spec)) => {
+                check_slots(&request.slots).and_then(|()| create(spec, &Slots::new(&request.slots, &fds)))
+            }
             _ => Err(CallError::precondition("the first request must be CreateSandbox")),
         },
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is no request")),
@@ -158,7 +159,7 @@ fn enter_cgroup(leaf: &Leaf) -> Result<(), CallError> {
 }
 
 impl Server {
-    fn new(listener: OwnedFd, pod: Pod) -> io::Result<Self> {
+    pub(super) fn new(listener: OwnedFd, pod: Pod) -> io::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             poll: Poll::new()?,
@@ -173,6 +174,7 @@ impl Server {
             buffers_used: now,
             orphan_check: now + ORPHAN_CHECK,
             stopping: None,
+            guest: None,
         })
     }
 }

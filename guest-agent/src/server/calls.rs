@@ -19,12 +19,20 @@ const ESRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
 impl Server {
     /// Does what a request asks for and answers it, at once or later.
     pub(super) fn call(&mut self, connection: u32, id: u64, request: Request, fds: &[std::os::fd::OwnedFd]) {
+        if self.guest.is_some() {
+            return self.call_in_guest(connection, id, request);
+        }
         if let Err(error) = check_slots(&request.slots) {
             return self.connections.respond(connection, id, error.into_outcome(), &self.poll);
         }
-        let slots = Slots::new(&request.slots, fds);
+        let Request { slots, call } = request;
+        self.answer_call(connection, id, call, &Slots::new(&slots, fds));
+    }
+
+    /// The same, when it is clear what is behind the slots.
+    pub(super) fn answer_call(&mut self, connection: u32, id: u64, call: Option<Call>, slots: &Slots<'_>) {
         let mut started = None;
-        let answer = match request.call {
+        let answer = match call {
             None => Err(CallError::unknown_call()),
             Some(Call::CreateSandbox(_)) => {
                 Err(CallError::precondition("this agent has its sandbox already"))
@@ -33,36 +41,36 @@ impl Server {
                 Err(CallError::precondition("the pod is being stopped"))
             }
             Some(Call::StartContainer(spec)) => {
-                let answer = self.start_container(&spec, &slots).map(Outcome::ContainerStarted);
+                let answer = self.start_container(&spec, slots).map(Outcome::ContainerStarted);
                 started = Some(spec.id);
                 answer
             }
-            Some(Call::Exec(call)) => match self.start_exec(connection, id, &call, &slots) {
+            Some(Call::Exec(call)) => match self.start_exec(connection, id, &call, slots) {
                 Ok(()) => return,
                 Err(error) => Err(error),
             },
             Some(Call::Signal(call)) => self.signal(&call).map(done),
             Some(Call::UpdateResources(call)) => self.update_resources(&call).map(done),
-            Some(Call::SetLog(call)) => self.set_log(&call, &slots).map(done),
+            Some(Call::SetLog(call)) => self.set_log(&call, slots).map(done),
             Some(Call::State(_)) => Ok(Outcome::State(self.state())),
             Some(Call::Forget(call)) => self.forget(&call).map(done),
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
-            Some(Call::Attach(call)) => self.attach(&call, &slots).map(done),
+            Some(Call::Attach(call)) => self.attach(&call, slots).map(done),
             Some(Call::StopExec(call)) => {
                 self.stop_exec(connection, call.exec_request);
                 Ok(done(()))
             }
             Some(Call::StopSandbox(_)) => return self.begin_stop(Some((connection, id))),
             Some(
-                Call::AddVolume(_)
+                call @ (Call::AddVolume(_)
                 | Call::RemoveVolume(_)
                 | Call::WriteVolume(_)
                 | Call::ReadVolume(_)
                 | Call::Measure(_)
                 | Call::Dial(_)
                 | Call::Resize(_)
-                | Call::Ping(_),
-            ) => Err(CallError::only_in_a_guest("the call")),
+                | Call::Ping(_)),
+            ) => self.guest_call(&call, slots),
         };
         let started = started.filter(|_| answer.is_ok());
         let outcome = answer.unwrap_or_else(CallError::into_outcome);
@@ -100,7 +108,7 @@ impl Server {
         }
     }
 
-    fn set_log(&mut self, call: &SetLog, slots: &Slots<'_>) -> Result<(), CallError> {
+    pub(super) fn set_log(&mut self, call: &SetLog, slots: &Slots<'_>) -> Result<(), CallError> {
         let container = self.container_mut(&call.container_id)?;
         let file = slots.get(call.log).ok_or_else(|| CallError::no_slot("the log file", call.log))?;
         let file = file
@@ -139,6 +147,9 @@ impl Server {
         for stream in [&container.stdout, &container.stderr].into_iter().flatten() {
             self.poll.remove(stream);
         }
+        if let Some(machine) = &mut self.guest {
+            container.holdings.give_back(&mut machine.ranges);
+        }
         Ok(())
     }
 
@@ -169,6 +180,6 @@ pub(super) fn check_slots(slots: &[Slot]) -> Result<(), CallError> {
     }
 }
 
-fn done((): ()) -> Outcome {
+pub(super) fn done((): ()) -> Outcome {
     Outcome::Done(Empty {})
 }

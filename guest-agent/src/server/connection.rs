@@ -74,6 +74,8 @@ impl Connection {
 pub(super) struct Connections {
     open: Vec<Connection>,
     next_serial: u32,
+    /// Longest message that may be sent, if that is less than the protocol's own bound.
+    pub(super) longest: Option<usize>,
 }
 
 impl Connections {
@@ -100,23 +102,6 @@ impl Connections {
         serial
     }
 
-    /// Takes one waiting connection from the listener, if there is one.
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>) -> bool {
-        match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => {
-                self.add(socket, FrameReader::new());
-                true
-            }
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                // The peer still waits, so the loop wakes again at once: not as fast as it can.
-                std::thread::sleep(OUT_OF_DESCRIPTORS);
-                false
-            }
-            // Given up again by the peer.
-            Err(_) => false,
-        }
-    }
-
     /// Lets the event loop watch connections that it does not watch yet.
     pub(super) fn arm(&mut self, poll: &Poll) {
         for connection in self.open.iter_mut().filter(|connection| !connection.armed) {
@@ -137,9 +122,10 @@ impl Connections {
 
     /// Answers a request; if its connection has gone, nobody waits for the answer.
     pub(super) fn respond(&mut self, serial: u32, id: u64, outcome: Outcome, poll: &Poll) {
+        let longest = self.longest.unwrap_or(MAX_FRAME);
         if let Some(connection) = self.get(serial) {
             let mut message = Message { id, body: Some(Body::Response(Response { outcome: Some(outcome) })) };
-            if message.encoded_len() > MAX_FRAME {
+            if message.encoded_len() > longest {
                 let error = CallError::precondition("the answer is longer than a message can be");
                 message.body = Some(Body::Response(Response { outcome: Some(error.into_outcome()) }));
             }
@@ -167,6 +153,33 @@ impl Connections {
             let _ = rustix::io::ioctl_fionbio(&connection.socket, false);
             let _ = connection.writer.write_to(connection.socket.as_fd());
         }
+    }
+
+    /// Waits until the peers have closed their connections, or have had `limit` each for it: after that the machine
+    /// goes, and with it what is still on its way.
+    pub(super) fn wait_for_peers(&mut self, limit: std::time::Duration) {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        for Connection { socket, .. } in self.open.drain(..) {
+            let told = rustix::net::shutdown(&socket, rustix::net::Shutdown::Write);
+            if told.is_ok() && set_socket_timeout(&socket, Timeout::Recv, Some(limit)).is_ok() {
+                // The end, an error or what the peer still wanted to say: all are an end of waiting.
+                let _ = rustix::io::read(&socket, &mut [0; 64]);
+            }
+        }
+    }
+}
+
+/// Takes one waiting connection from the listener, if there is one. It does not block.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> Option<OwnedFd> {
+    match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(socket) => Some(socket),
+        Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+            // The peer still waits, so the loop wakes again at once: not as fast as it can.
+            std::thread::sleep(OUT_OF_DESCRIPTORS);
+            None
+        }
+        // Given up again by the peer.
+        Err(_) => None,
     }
 }
 

@@ -8,7 +8,9 @@ use hull_sys::process::Ended;
 use super::Server;
 use super::attach::AttachedInput;
 use super::failure::CallError;
+use super::report;
 use crate::cgroup::{Leaf, OomWatch};
+use crate::guest::slots::Holdings;
 use crate::protocol::is_valid_id;
 use crate::protocol::messages::{ContainerStarted, ContainerState, Event, ExitRecord, Process, event};
 use crate::stdio::{Buffers, LogFile, OutputStream, Progress, Stream};
@@ -46,6 +48,8 @@ pub(super) struct Container {
     pub(super) inputs: Vec<AttachedInput>,
     pub(super) oom: Option<OomState>,
     pub(super) phase: Phase,
+    /// What it holds of a guest's disks and files.
+    pub(super) holdings: Holdings,
 }
 
 /// Where a container is in its life.
@@ -57,7 +61,7 @@ pub(super) enum Phase {
         process: Box<Process>,
     },
     /// It has ended, and output of it may still be on its way.
-    Ending { ended: Ended, finished_at: i64, deadline: Instant },
+    Ending { ended: Ended, finished_at: i64, deadline: Instant, give_up: Instant },
     /// The record is written and was reported.
     Ended(ExitRecord),
 }
@@ -131,7 +135,7 @@ impl Container {
         self.stdout.as_ref().filter(|_| self.is_terminal).map(AsFd::as_fd)
     }
 
-    fn stream(&mut self, stream: Stream) -> &mut Option<OutputStream> {
+    pub(super) fn stream(&mut self, stream: Stream) -> &mut Option<OutputStream> {
         match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -205,6 +209,9 @@ impl Server {
             taken.as_mut().is_some_and(|output| output.pump(&mut container.log, buffers) == Progress::Ended);
         let late = taken.as_mut().map_or_else(Vec::new, OutputStream::take_late);
         *container.stream(stream) = taken.filter(|_| !ended);
+        if let Err(error) = super::output::watch(container, stream, &self.poll) {
+            report::line(format_args!("output of container {} is not watched: {error}", container.id));
+        }
         for number in late {
             // Without one of its streams the other would only seem whole.
             for stream in [&mut container.stdout, &mut container.stderr].into_iter().flatten() {

@@ -15,6 +15,8 @@ use std::os::fd::AsFd;
 
 /// How long the report of an end waits for output that somebody else can still write.
 const LINGER: Duration = Duration::from_millis(250);
+/// How long it waits for somebody else who has not logged all of it yet.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Takes the status of every child that has ended.
@@ -72,7 +74,16 @@ impl Server {
             }
         }
         let all = container.drain(buffers);
-        container.phase = Phase::Ending { ended, finished_at: now(), deadline: Instant::now() + LINGER };
+        let this_moment = Instant::now();
+        container.phase = Phase::Ending {
+            ended,
+            finished_at: now(),
+            deadline: this_moment + LINGER,
+            give_up: this_moment + LOG_PATIENCE,
+        };
+        if let Err(error) = super::output::watch_all(container, &self.poll) {
+            report::line(format_args!("output of container {} is not watched: {error}", container.id));
+        }
         if all {
             self.report_end(index);
         }
@@ -93,7 +104,15 @@ impl Server {
     /// Reports ends whose output somebody else still holds open. Logging goes on afterwards.
     pub(super) fn report_overdue_ends(&mut self, now: Instant) {
         for index in 0..self.containers.len() {
-            if matches!(self.containers[index].phase, Phase::Ending { deadline, .. } if deadline <= now) {
+            let container = &mut self.containers[index];
+            let waits_for_log = container.waits_for_log();
+            let Phase::Ending { deadline, give_up, .. } = &mut container.phase else { continue };
+            if *deadline > now {
+                continue;
+            }
+            if waits_for_log && now < *give_up {
+                *deadline = (now + LINGER).min(*give_up);
+            } else {
                 let buffers = self.buffers.get_or_insert_default();
                 self.buffers_used = now;
                 self.containers[index].drain(buffers);

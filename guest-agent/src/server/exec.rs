@@ -8,6 +8,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::Server;
 use super::failure::CallError;
+use super::guest::pipes_for;
 use super::poll::{Poll, Source};
 use crate::container::{ChildStdio, RunningContainer, Slots, exec};
 use crate::protocol::messages::{Exec, ExecEnded, response::Outcome};
@@ -114,8 +115,14 @@ impl Server {
         // With a terminal the process gets that, and the caller's ends are fed through the agent.
         let (given, ends) =
             if wanted.terminal { (ChildStdio::default(), stdio) } else { (stdio, ChildStdio::default()) };
+        let (given, ways) = if self.guest.is_some() {
+            pipes_for(given).map_err(|error| CallError::system(context(), error))?
+        } else {
+            (given, Vec::new())
+        };
         let launched =
             exec(&running, wanted, call.inherit, given).map_err(|e| CallError::from(e).during(context()))?;
+        self.relay(ways);
         let serial = self.take_serial();
         let relay =
             launched.terminal.and_then(|terminal| TerminalRelay::new(terminal, ends.stdin, ends.stdout).ok());

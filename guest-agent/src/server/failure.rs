@@ -36,6 +36,10 @@ impl CallError {
         Self::new(Code::UnknownCall, "this agent does not know the call: it is older than its caller", 0)
     }
 
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Code::NotFound, message, 0)
+    }
+
     pub(super) fn only_in_a_guest(what: impl Display) -> Self {
         Self::invalid(format!("{what} is for an agent in a guest, and this one runs on a host"))
     }

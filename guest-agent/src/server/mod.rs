@@ -8,7 +8,9 @@ mod container;
 mod end;
 mod exec;
 mod failure;
+mod guest;
 mod limits;
+mod output;
 mod pod;
 mod poll;
 mod report;
@@ -25,10 +27,12 @@ use hull_sys::signal::ChildSignal;
 use connection::Connections;
 use container::Container;
 use exec::ExecProcess;
+use guest::Machine;
 use pod::Pod;
 use poll::{Poll, Source};
 use stop::Stopping;
 
+use crate::protocol::FrameReader;
 use crate::protocol::messages::Event;
 use crate::stdio::Buffers;
 
@@ -39,13 +43,18 @@ const ORPHAN_CHECK: Duration = Duration::from_secs(10);
 
 const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 
-/// The program: `hull-agent` on the host. Ends with the pod.
+/// The program: `hull-agent` on the host, or as the first process of a guest. Ends with the pod.
 pub fn main() -> ExitCode {
+    // Nothing comes before: the VMM measures how long the machine took to come here.
+    crate::guest::boot::tell_start();
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
         use std::io::Write;
         // Whoever asked and does not read the answer has gone.
         let _ = writeln!(io::stdout(), "hull-agent {}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
+    }
+    if crate::guest::boot::is_first_process() {
+        guest::first_process();
     }
     match birth::born() {
         Ok(Some(mut server)) => match server.run() {
@@ -79,6 +88,8 @@ struct Server {
     buffers_used: Instant,
     orphan_check: Instant,
     stopping: Option<Stopping>,
+    /// What an agent has that is the first process of a guest.
+    guest: Option<Box<Machine>>,
 }
 
 impl Server {
@@ -115,6 +126,8 @@ impl Server {
             Source::Oom(serial) => self.oom_event(serial),
             Source::Exec(serial) => self.exec_terminal_ready(serial),
             Source::Input(serial) => self.input_ready(serial),
+            Source::Greeting(serial) => self.greeting_ready(serial),
+            Source::Relay(serial) => self.relay_ready(serial),
         }
     }
 
@@ -125,13 +138,15 @@ impl Server {
         let buffers = self.buffers.as_ref().map(|_| self.buffers_used + BUFFERS_IDLE);
         let orphan = self.connections.is_empty().then_some(self.orphan_check);
         let stopping = self.stopping.as_ref().map(Stopping::deadline);
-        containers.chain(execs).chain(buffers).chain(orphan).chain(stopping).min()
+        let guest = self.guest.as_ref().and_then(|machine| machine.deadline());
+        containers.chain(execs).chain(buffers).chain(orphan).chain(stopping).chain(guest).min()
     }
 
     fn check_deadlines(&mut self, now: Instant) {
         self.check_execs(now);
         self.report_overdue_ends(now);
         self.look_again_for_oom(now);
+        self.check_guest(now);
         if self.buffers.is_some() && now >= self.buffers_used + BUFFERS_IDLE {
             self.buffers = None;
             hull_sys::memory::give_back();
@@ -154,9 +169,12 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        if self.connections.accept(self.listener.as_fd()) {
-            self.arm_new_connections();
+        let Some(socket) = connection::accept(self.listener.as_fd()) else { return };
+        if self.guest.is_some() {
+            return self.greet(socket);
         }
+        self.connections.add(socket, FrameReader::new());
+        self.arm_new_connections();
     }
 
     fn arm_new_connections(&mut self) {

@@ -30,6 +30,10 @@ pub(super) enum Source {
     Exec(u32),
     /// What an attached caller typed, or the stdin of the container that it is for.
     Input(u32),
+    /// A connection to a guest that has not said yet what it is.
+    Greeting(u32),
+    /// Streams of a guest and what they are joined with.
+    Relay(u32),
 }
 
 impl Source {
@@ -43,6 +47,8 @@ impl Source {
             Self::Oom(serial) => (5, serial),
             Self::Exec(serial) => (6, serial),
             Self::Input(serial) => (7, serial),
+            Self::Greeting(serial) => (8, serial),
+            Self::Relay(serial) => (9, serial),
         };
         (kind << 32) | serial as u64
     }
@@ -58,6 +64,8 @@ impl Source {
             5 => Self::Oom(serial),
             6 => Self::Exec(serial),
             7 => Self::Input(serial),
+            8 => Self::Greeting(serial),
+            9 => Self::Relay(serial),
             _ => return None,
         })
     }
@@ -139,6 +147,8 @@ mod tests {
                 Source::Oom(serial),
                 Source::Exec(serial),
                 Source::Input(serial),
+                Source::Greeting(serial),
+                Source::Relay(serial),
             ] {
                 assert_eq!(Source::from_data(source.to_data()), Some(source));
             }

@@ -9,12 +9,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::Server;
 use super::container::{Container, OomState, Phase};
 use super::failure::CallError;
+use super::output::Log;
 use super::poll::Source;
 use super::report;
 use crate::cgroup::{Leaf, default_device_rules};
 use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots, launch};
+use crate::guest::slots::Holdings;
 use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, Resources, StartContainer};
-use crate::stdio::{LogFile, OutputStream, Stream, now};
+use crate::stdio::{Forward, LogFile, OutputStream, Stream, now};
 
 /// The agent's ends of a container's standard streams.
 #[derive(Default)]
@@ -33,16 +35,7 @@ impl Server {
     ) -> Result<ContainerStarted, CallError> {
         self.check_new(&spec.id, &spec.cgroup_leaf)?;
         let context = || format!("cannot start container {}", spec.id);
-        let log = match spec.log {
-            Some(slot) => {
-                let file = slots.get(slot).ok_or_else(|| CallError::no_slot("the log file", slot))?;
-                Some(
-                    file.try_clone_to_owned()
-                        .map_err(|error| CallError::system("cannot keep the log file", error))?,
-                )
-            }
-            None => None,
-        };
+        let log = Log::new(spec, slots)?;
         let plan = ContainerPlan::new(spec, &self.pod.facts)
             .map_err(|error| CallError::invalid(error.to_string()).during(context()))?;
         let leaf = self
@@ -79,7 +72,12 @@ impl Server {
         }
         // The terminal shows both; CRI logs it as stdout.
         let stdout = launched.terminal.or(stdio.stdout);
-        let stream = |fd: Option<OwnedFd>, stream| fd.and_then(|fd| OutputStream::new(fd, stream).ok());
+        let Log { file, stdout: to_stdout, stderr: to_stderr } = log;
+        let stream = |fd: Option<OwnedFd>, stream, forward: Option<Forward>| {
+            let mut output = OutputStream::new(fd?, stream).ok()?;
+            forward.into_iter().for_each(|forward| output.forward_to(forward));
+            Some(output)
+        };
         self.containers.push(Container {
             serial,
             id: spec.id.clone(),
@@ -88,15 +86,16 @@ impl Server {
             own_pid_namespace: spec.pid_mode() == PidMode::PidContainer,
             private_cgroup_namespace: spec.private_cgroup_namespace,
             started: started.clone(),
-            log: LogFile::new(log),
-            stdout: stream(stdout, Stream::Stdout),
-            stderr: stream(stdio.stderr, Stream::Stderr),
+            log: LogFile::new(file),
+            stdout: stream(stdout, Stream::Stdout, to_stdout),
+            stderr: stream(stdio.stderr, Stream::Stderr, to_stderr),
             is_terminal,
             stdin,
             stdin_once: spec.stdin_once,
             inputs: Vec::new(),
             oom: None,
             phase: Phase::Running { pidfd: launched.pidfd, process },
+            holdings: Holdings::default(),
         });
         Ok(started)
     }
@@ -104,12 +103,8 @@ impl Server {
     /// Begins to watch what a started container writes and whether it runs out of memory.
     pub(super) fn watch_started(&mut self, id: &str) {
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
-        let outputs = [(&container.stdout, Stream::Stdout), (&container.stderr, Stream::Stderr)];
-        for (output, stream) in outputs {
-            let Some(output) = output else { continue };
-            if let Err(error) = self.poll.add(output, Source::Output(container.serial, stream)) {
-                report::line(format_args!("output of container {id} is not logged until its end: {error}"));
-            }
+        if let Err(error) = super::output::watch_all(container, &self.poll) {
+            report::line(format_args!("output of container {id} is not logged until its end: {error}"));
         }
         match container.leaf.oom_watch() {
             Ok(Some(watch)) => {

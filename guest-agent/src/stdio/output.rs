@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::forward::{Forward, SinkInterest};
 use super::line::{Lines, Stream};
 use super::log_file::{BATCH, Batch, LogFile};
 use super::timestamp;
@@ -19,6 +20,13 @@ const CHUNK: usize = 64 << 10;
 pub struct Buffers {
     chunk: Box<[u8]>,
     batch: Vec<u8>,
+}
+
+impl Buffers {
+    /// The memory for one read, for whoever else moves bytes.
+    pub(crate) fn chunk(&mut self) -> &mut [u8] {
+        &mut self.chunk
+    }
 }
 
 impl Default for Buffers {
@@ -43,6 +51,21 @@ pub struct OutputStream {
     lines: Lines,
     taps: Vec<Tap>,
     late: Vec<u32>,
+    /// Who logs it, if not the agent.
+    forward: Option<Forward>,
+    /// Everybody who could write has closed it, and the forward has not got everything yet.
+    source_ended: bool,
+    /// What the event loop watches now; the loop's own note.
+    pub(crate) watched: OutputInterest,
+}
+
+/// What an event loop has to watch for a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputInterest {
+    /// The source is to be read.
+    pub source: bool,
+    /// What is to come from whom the output is forwarded to.
+    pub sink: SinkInterest,
 }
 
 /// Somebody who reads along.
@@ -56,7 +79,36 @@ impl OutputStream {
     /// Takes over `source` and makes it non-blocking.
     pub fn new(source: OwnedFd, stream: Stream) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&source, true)?;
-        Ok(Self { source, lines: Lines::new(stream), taps: Vec::new(), late: Vec::new() })
+        Ok(Self {
+            source,
+            lines: Lines::new(stream),
+            taps: Vec::new(),
+            late: Vec::new(),
+            forward: None,
+            source_ended: false,
+            watched: OutputInterest::default(),
+        })
+    }
+
+    /// Gives everything to `forward`, as it is, and logs nothing.
+    pub fn forward_to(&mut self, forward: Forward) {
+        self.forward = Some(forward);
+    }
+
+    /// The connection that takes everything, if there is one.
+    pub const fn forward(&self) -> Option<&Forward> {
+        self.forward.as_ref()
+    }
+
+    /// What has to happen before there is something to do again.
+    pub fn interest(&self) -> OutputInterest {
+        let sink = self.forward.as_ref().map_or(SinkInterest::None, Forward::interest);
+        OutputInterest { source: !self.source_ended && sink != SinkInterest::Write, sink }
+    }
+
+    /// Whether somebody has not taken all that was read.
+    pub fn waits_for_sink(&self) -> bool {
+        self.interest().sink != SinkInterest::None
     }
 
     /// Gives what comes from now on to `pipe` as well. A pipe that does not take a piece whole is let go, with what it
@@ -88,7 +140,7 @@ impl OutputStream {
         self.taps.retain(|tap| {
             let mut look = [PollFd::new(&tap.pipe, PollFlags::empty())];
             let looked = rustix::event::poll(&mut look, Some(&now));
-            looked.is_err() || !look[0].revents().contains(PollFlags::ERR)
+            looked.is_err() || !look[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
         });
     }
 
@@ -138,6 +190,14 @@ impl OutputStream {
 
     /// Number of bytes, 0 if there is nothing now, `None` at the end.
     fn read_once(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Option<usize> {
+        if let Some(forward) = &mut self.forward {
+            if self.source_ended {
+                return if forward.is_done() { None } else { Some(0) };
+            }
+            if !forward.takes_more() {
+                return Some(0);
+            }
+        }
         let length = match rustix::io::read(&self.source, &mut *buffers.chunk) {
             Ok(0) => None,
             Ok(length) => Some(length),
@@ -147,6 +207,17 @@ impl OutputStream {
         };
         if let Some(length) = length.filter(|_| !self.taps.is_empty()) {
             Self::feed_taps(&mut self.taps, &mut self.late, &buffers.chunk[..length]);
+        }
+        if let Some(forward) = &mut self.forward {
+            match length {
+                Some(length) => forward.push(&buffers.chunk[..length]),
+                None => {
+                    self.source_ended = true;
+                    forward.end();
+                    return if forward.is_done() { None } else { Some(0) };
+                }
+            }
+            return length;
         }
         if !log.is_open() {
             return length;
@@ -247,6 +318,39 @@ mod tests {
         assert_eq!((case.stream.taps(), case.stream.take_late()), (1, vec![1]));
         case.stream.forget_taps();
         assert_eq!(reader.read(&mut [0]).unwrap(), 0, "its end tells");
+    }
+
+    #[test]
+    fn what_is_forwarded_is_not_logged_and_ends_when_the_other_side_has_it() {
+        let mut case = case();
+        let (mut peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        case.stream.forward_to(Forward::new(socket.into(), b"first ".to_vec()).unwrap());
+        case.writer.write_all(b"one\ntwo").unwrap();
+        drop(std::mem::replace(&mut case.writer, tempfile::tempfile().unwrap()));
+        assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Open);
+        assert_eq!(case.stream.interest(), OutputInterest { source: false, sink: SinkInterest::Read });
+        let mut text = String::new();
+        peer.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "first one\ntwo");
+        drop(peer);
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Ended);
+        assert!(case.contents().is_empty());
+    }
+
+    #[test]
+    fn a_forward_that_takes_nothing_holds_up_the_writer() {
+        let mut case = case();
+        let (_peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        case.stream.forward_to(Forward::new(socket.into(), Vec::new()).unwrap());
+        rustix::io::ioctl_fionbio(&case.writer, true).unwrap();
+        while case.stream.interest().source {
+            let _ = case.writer.write(&[b'x'; 4096]);
+            case.stream.pump(&mut case.log, &mut case.buffers);
+        }
+        let before = rustix::io::ioctl_fionread(&case.stream).unwrap();
+        while case.writer.write(&[b'x'; 4096]).is_ok() {}
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Open);
+        assert!(rustix::io::ioctl_fionread(&case.stream).unwrap() > before);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod cpu;
 mod io;
 mod memory;
+mod message;
 mod pressure;
 
 use std::io::Error;
