@@ -2,11 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use hull_sys::namespace::{Namespaces, unshare};
+use hull_sys::namespace::{Namespaces, enter, unshare};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
@@ -17,19 +17,20 @@ use crate::ledger::file_error;
 
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// Runs `before` on a fresh thread, then moves it into a new network namespace, pins that at `pin`, and runs `inside`
-/// there with the namespace's descriptor and what `before` returned. The thread ends afterwards.
+/// Runs `before` on a fresh thread, then moves it into a network namespace (`given`, or a new one), pins that at `pin`,
+/// and runs `inside` there with the namespace's descriptor and what `before` returned. The thread ends afterwards.
 ///
 /// If anything fails, the pin is removed again.
 pub(crate) async fn make<B, T: Send + 'static>(
     pin: PathBuf,
+    given: Option<OwnedFd>,
     before: impl FnOnce() -> Result<B, NetworkError> + Send + 'static,
     inside: impl FnOnce(B, BorrowedFd<'_>) -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
     let (sender, receiver) = oneshot::channel();
     let body = move || {
         let outcome = before().and_then(|b| {
-            let namespace = enter_new(&pin)?;
+            let namespace = enter_and_pin(&pin, given)?;
             inside(b, namespace.as_fd()).inspect_err(|_| {
                 if let Err(error) = remove(&pin) {
                     tracing::warn!(%error, "a namespace that could not be set up stays");
@@ -45,12 +46,15 @@ pub(crate) async fn make<B, T: Send + 'static>(
     receiver.await.unwrap_or_else(|_| Err(failed(io::Error::other("it panicked"))))
 }
 
-/// Gives the calling thread a new network namespace and pins it.
-fn enter_new(pin: &Path) -> Result<File, NetworkError> {
+/// Moves the calling thread into its network namespace and pins that.
+fn enter_and_pin(pin: &Path, given: Option<OwnedFd>) -> Result<File, NetworkError> {
     let mount = || -> io::Result<File> {
         // What is left of a pin without a namespace (the machine stopped without clearing /run) is in the way.
         remove_file_and_mounts(pin)?;
-        unshare(Namespaces::NET)?;
+        match given {
+            Some(namespace) => enter(namespace.as_fd(), Namespaces::NET)?,
+            None => unshare(Namespaces::NET)?,
+        }
         OpenOptions::new().write(true).create_new(true).mode(0o444).open(pin)?;
         rustix::mount::mount_bind(OWN, pin).inspect_err(|_| {
             let _ = fs::remove_file(pin);

@@ -1,5 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,9 +69,19 @@ impl Network {
     /// Makes and pins the pod's namespace and attaches it. On an error everything is undone. A repeated call for a pod
     /// that is attached returns the same attachment. Runs to its end even if the caller stops waiting.
     pub async fn set_up(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+        self.set_up_in(pod, None).await
+    }
+
+    /// Like [`Network::set_up`], with a namespace that was made before: one that belongs to the pod's user namespace. It
+    /// must be new.
+    pub async fn set_up_in(
+        &self,
+        pod: &PodNetwork,
+        namespace: Option<OwnedFd>,
+    ) -> Result<Attachment, NetworkError> {
         check_id(&pod.id)?;
         let (inner, pod) = (self.inner.clone(), pod.clone());
-        to_its_end(pod.id.clone(), async move { inner.set_up(&pod).await }).await
+        to_its_end(pod.id.clone(), async move { inner.set_up(&pod, namespace).await }).await
     }
 
     /// Detaches the pod and removes its namespace. Idempotent; needs neither the namespace nor the boot in which the pod
@@ -154,17 +165,19 @@ impl Inner {
         lock.lock_owned().await
     }
 
-    async fn set_up(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+    async fn set_up(&self, pod: &PodNetwork, given: Option<OwnedFd>) -> Result<Attachment, NetworkError> {
         let _turn = self.lock(&pod.id).await;
         if let Some(record) = self.ledger.get(&pod.id) {
             match self.recall(&record).await {
+                // What is attached is another namespace than the one that was made now.
+                Ok(_) if given.is_some() => {}
                 Ok(attachment) => return Ok(attachment),
                 Err(error) => tracing::info!(pod = pod.id, %error, "setting up a half-made network anew"),
             }
             self.undo(&pod.id, false).await?;
             self.builtin.reap().await?;
         }
-        let attached = self.attach(pod).await;
+        let attached = self.attach(pod, given).await;
         if let Err(error) = &attached
             && let Err(second) = self.undo(&pod.id, true).await
         {
@@ -174,7 +187,7 @@ impl Inner {
         attached
     }
 
-    async fn attach(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+    async fn attach(&self, pod: &PodNetwork, given: Option<OwnedFd>) -> Result<Attachment, NetworkError> {
         let namespace = namespace_path(&self.config.netns_dir, &pod.id);
         let use_cni = match self.config.mode {
             Mode::Builtin => false,
@@ -182,10 +195,10 @@ impl Inner {
             Mode::Auto => self.cni.is_configured(),
         };
         if use_cni {
-            let (network, addresses) = self.cni.attach(pod, namespace.clone()).await?;
+            let (network, addresses) = self.cni.attach(pod, namespace.clone(), given).await?;
             return Ok(Attachment { namespace, addresses, network });
         }
-        let addresses = self.builtin.attach(pod, namespace.clone()).await?;
+        let addresses = self.builtin.attach(pod, namespace.clone(), given).await?;
         Ok(Attachment { namespace, addresses, network: BUILTIN.into() })
     }
 

@@ -22,3 +22,4 @@ mod stats;
 mod streaming;
 mod survival;
 mod torn_records;
+mod userns;

@@ -44,6 +44,7 @@ pub mod translate;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 mod update_runtime_config;
+mod user_namespaces;
 mod version;
 mod volumes;
 
@@ -138,6 +139,8 @@ pub struct Runtime {
     /// Owns cgroups below slices; None: hull owns them all.
     systemd: Option<Arc<Systemd>>,
     apparmor: bool,
+    /// Why pods can have no user namespaces here.
+    user_namespaces: std::result::Result<(), String>,
     started_at: i64,
     /// The turn of whoever counts what a writable layer occupies.
     counting: Semaphore,
@@ -165,6 +168,7 @@ impl Runtime {
         let systemd = systemd(config.cgroup.driver, &layout).await?;
         let launcher = ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?;
         let launcher = Arc::new(launcher.with_systemd(systemd.clone()));
+        let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;
         let closing = CancellationToken::new();
         let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
         let runtime = Arc::new(Self {
@@ -180,6 +184,7 @@ impl Runtime {
             layout,
             systemd,
             apparmor: host::has_apparmor(),
+            user_namespaces,
             started_at: host::now(),
             counting: Semaphore::new(1),
             closing,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hull_agent::sandbox::PodNamespaces;
 use hull_network::{Attachment, PodNetwork};
 use rustix::rand::GetRandomFlags;
 
@@ -63,6 +64,9 @@ impl Runtime {
         let (cgroup_parent, cgroup_levels) =
             pod::cgroup(&config, &self.config.cgroup.parent, self.systemd.is_some(), &id)?;
         let namespaces = pod::namespaces(&config)?;
+        if pod::mapping(&config)?.is_some() {
+            self.user_namespaces.clone().map_err(Error::FailedPrecondition)?;
+        }
         let host = host::host();
         let hostname = pod::hostname(&config, namespaces, &host);
         let network = match namespaces.host_network {
@@ -103,7 +107,8 @@ impl Runtime {
         network: Option<PodNetwork>,
         host: &pod::Host,
     ) -> Result<()> {
-        let (attachment, nascent) = self.network_and_agent(pod, network).await?;
+        let namespaces = self.user_namespace(pod, config).await?;
+        let (attachment, nascent) = self.network_and_agent(pod, network, namespaces.as_deref()).await?;
         let addresses: Vec<IpAddr> =
             attachment.as_ref().map_or_else(Vec::new, |attachment| attachment.addresses.clone());
         let ours = pod.with_record(|record| record.cgroup_levels > 0);
@@ -112,6 +117,7 @@ impl Runtime {
         let outside = Outside {
             network_namespace: attachment.as_ref().map(|attachment| attachment.namespace.clone()),
             host_shm: pod::namespaces(config)?.host_ipc,
+            namespaces,
         };
         let launched = nascent.create(request, &outside).await;
         let Launched { agent, events, created } =
@@ -133,11 +139,24 @@ impl Runtime {
         Ok(())
     }
 
+    /// The pod's user namespace with those that belong to it, if it asks for one.
+    async fn user_namespace(
+        &self,
+        pod: &Arc<Pod>,
+        config: &PodSandboxConfig,
+    ) -> Result<Option<Arc<PodNamespaces>>> {
+        let Some(mapping) = pod::mapping(config)? else { return Ok(None) };
+        let made = pod.launcher.user_namespace(mapping.uids, mapping.gids).await;
+        made.map(|made| Some(Arc::new(made)))
+            .map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))
+    }
+
     /// The agent's program starts while the network is made.
     async fn network_and_agent(
         &self,
         pod: &Arc<Pod>,
         network: Option<PodNetwork>,
+        namespaces: Option<&PodNamespaces>,
     ) -> Result<(Option<Attachment>, Box<dyn Nascent>)> {
         let place = pod.place();
         let begin = |place: &Place| {
@@ -145,8 +164,11 @@ impl Runtime {
             begun.map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))
         };
         let Some(network) = network else { return Ok((None, begin(&place)?)) };
+        let namespace = namespaces.map(|own| own.network.try_clone()).transpose();
+        let namespace = namespace
+            .map_err(|error| Error::Internal(format!("cannot keep the pod's network namespace: {error}")))?;
         let attacher = Arc::clone(&self.network);
-        let attaching = tokio::spawn(async move { attacher.set_up(&network).await });
+        let attaching = tokio::spawn(async move { attacher.set_up_in(&network, namespace).await });
         let nascent = begin(&place);
         let attachment = attaching.await.map_err(|error| {
             Error::Internal(format!("the making of the pod's network broke off: {error}"))

@@ -23,11 +23,9 @@ impl Runtime {
             condition("RuntimeReady", None, ""),
             condition("NetworkReady", self.network.ready().err(), "NetworkPluginNotReady"),
         ];
-        let features = RuntimeHandlerFeatures {
-            // mount_setattr with AT_RECURSIVE is older than every kernel that mounts files as EROFS.
-            recursive_read_only_mounts: true,
-            user_namespaces: false,
-        };
+        let user_namespaces = self.user_namespaces.is_ok();
+        // mount_setattr with AT_RECURSIVE is older than every kernel that mounts files as EROFS.
+        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
         StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info: if request.verbose { self.verbose() } else { BTreeMap::new() },
@@ -35,7 +33,11 @@ impl Runtime {
                 .into_keys()
                 .map(|name| RuntimeHandler { name, features: Some(features) })
                 .collect(),
-            features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: user_namespaces,
+                mount_options: true,
+            }),
         }
     }
 
@@ -44,6 +46,7 @@ impl Runtime {
             "version": env!("CARGO_PKG_VERSION"),
             "bootId": self.boot_id,
             "startedAt": self.started_at,
+            "noUserNamespaces": self.user_namespaces.as_ref().err(),
             "pods": self.objects.pods().len(),
             "containers": self.objects.containers().len(),
             "cgroups": {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod process;
 pub mod reach;
 pub mod source;
+mod user_namespace;
 
 use std::fmt::Debug;
 use std::io;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use hull_agent::protocol::messages;
+use hull_agent::sandbox::{IdMap, PodNamespaces};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::stats::disk::Occupied;
@@ -55,6 +57,8 @@ pub struct Outside {
     pub network_namespace: Option<PathBuf>,
     /// Share the host's /dev/shm (host IPC).
     pub host_shm: bool,
+    /// The pod's user namespace and those that belong to it.
+    pub namespaces: Option<Arc<PodNamespaces>>,
 }
 
 /// A sandbox whose launch began: it can become one, or be dropped.
@@ -125,6 +129,18 @@ pub trait Launcher: Debug + Send + Sync {
 
     /// Begins a launch with what needs nothing of the pod's network, so that both can be made at the same time.
     fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError>;
+
+    /// Makes the namespaces of a pod with a user namespace that maps these ids.
+    fn user_namespace(
+        &self,
+        _uids: IdMap,
+        _gids: IdMap,
+    ) -> BoxFuture<'_, Result<PodNamespaces, SandboxError>> {
+        let name = self.name();
+        Box::pin(async move {
+            Err(SandboxError::Source(format!("pods of the kind {name} have no user namespaces")))
+        })
+    }
 
     /// Connects to the agent of a living pod.
     fn reconnect<'a>(&'a self, place: &'a Place)

@@ -15,12 +15,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use hull_agent::cgroup::{Hierarchies, PodCgroup};
 use hull_agent::protocol::messages::{self, request, response};
+use hull_agent::sandbox::{IdMap, PodNamespaces};
 use hull_images::ImageStore;
 
 use super::source::{clone_tree, open_host_tree, open_log, open_own};
 use super::{
     Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,
-    SandboxError, Slots, Source,
+    SandboxError, Slots, Source, user_namespace,
 };
 use crate::server::descriptors;
 use crate::stats::disk::Occupied;
@@ -131,6 +132,10 @@ impl Launcher for ProcessLauncher {
         let owner = self.owner(&place.cgroup_parent);
         let (hierarchies, layout) = (Arc::clone(&self.hierarchies), self.layout.clone());
         Ok(Box::new(Newborn { socket, pid, place: place.clone(), layout, hierarchies, owner }))
+    }
+
+    fn user_namespace(&self, uids: IdMap, gids: IdMap) -> BoxFuture<'_, Result<PodNamespaces, SandboxError>> {
+        Box::pin(user_namespace::make(&self.program, uids, gids))
     }
 
     fn reconnect<'a>(
@@ -368,6 +373,9 @@ impl Newborn {
             let path = Path::new("/dev/shm");
             let tree = clone_tree(path).map_err(SandboxError::host("open", path))?;
             request.shm_source = Some(slots.descriptor(tree));
+        }
+        if let Some(namespaces) = &outside.namespaces {
+            user_namespace::give(namespaces, &mut request, &mut slots)?;
         }
         request.cgroups = Some(layout);
         request.cgroup_parent = place.cgroup_parent.clone();

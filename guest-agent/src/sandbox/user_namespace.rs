@@ -50,6 +50,11 @@ impl IdMap {
         self.host.checked_add(offset)
     }
 
+    /// As the agent's protocol has it.
+    pub const fn message(&self) -> messages::IdMapping {
+        messages::IdMapping { container_id: self.container, host_id: self.host, length: self.length }
+    }
+
     /// As an argument of the program.
     pub fn argument(&self) -> String {
         format!("{}:{}:{}", self.container, self.host, self.length)

@@ -15,6 +15,7 @@ mod ruleset;
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -96,12 +97,13 @@ impl Builtin {
         Ok(builtin)
     }
 
-    /// Gives the pod a namespace, pinned at `pin`, and attaches it. On an error what was begun must be undone with
+    /// Gives the pod a namespace (this one, or a new one), pinned at `pin`, and attaches it. On an error what was begun must be undone with
     /// `detach`.
     pub(crate) async fn attach(
         self: &Arc<Self>,
         pod: &PodNetwork,
         pin: PathBuf,
+        given_namespace: Option<OwnedFd>,
     ) -> Result<Vec<IpAddr>, NetworkError> {
         let base = self.base().await?;
         let bridge = base.clone().ok_or_else(|| NetworkError::NotReady("the bridge is gone".into()))?;
@@ -119,6 +121,7 @@ impl Builtin {
         let (filter, table, of_pod) = (self.filter.clone(), self.marks.bridge.clone(), addresses.clone());
         namespace::make(
             pin,
+            given_namespace,
             || Ok(Socket::route()?),
             move |host, namespace| {
                 link::connect(&plan, &host, namespace)?;

@@ -6,6 +6,7 @@ mod result;
 mod status;
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -112,12 +113,13 @@ impl Cni {
         *self.0.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner) = cidrs;
     }
 
-    /// Gives the pod a namespace, pinned at `pin`, and runs ADD. On an error what was begun must be undone with
+    /// Gives the pod a namespace (this one, or a new one), pinned at `pin`, and runs ADD. On an error what was begun must be undone with
     /// `detach`.
     pub(crate) async fn attach(
         &self,
         pod: &PodNetwork,
         pin: PathBuf,
+        given: Option<OwnedFd>,
     ) -> Result<(String, Vec<IpAddr>), NetworkError> {
         // A plugin that is not installed is found out before another one has done something that only DEL undoes.
         let list = self.usable().map_err(NetworkError::NotReady)?;
@@ -133,7 +135,7 @@ impl Cni {
             })))
         })?;
         blocking(move || namespace::prepare_directory(&directory)).await?;
-        namespace::make(pin, || Ok(()), |(), _| set_loopback_up()).await?;
+        namespace::make(pin, given, || Ok(()), |(), _| set_loopback_up()).await?;
         let runtime = runtime_config(pod, &self.pod_cidrs());
         let mut result = None;
         for plugin in &list.plugins {

@@ -6,7 +6,7 @@ use hull_agent::protocol::messages::{self, PidMode};
 use hull_images::LayerId;
 
 use super::devices::Devices;
-use super::{check_text, invalid, mounts, pod, process, profile, resources, signal, user};
+use super::{check_text, invalid, mounts, pod, process, profile, resources, signal, user, user_namespace};
 use crate::api::runtime::{
     ContainerConfig, ContainerMetadata, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
@@ -60,12 +60,8 @@ pub fn check(config: &ContainerConfig, pod: &PodSandboxConfig) -> Result<Contain
     if context.privileged && !pod::security(pod).privileged {
         return Err(invalid("a privileged container needs a privileged pod sandbox"));
     }
-    if let Some(options) = &context.namespace_options
-        && let Some(user) = &options.userns_options
-        && user.mode() != NamespaceMode::Node
-    {
-        return Err(Error::Unimplemented("hull has no user namespaces for containers yet".into()));
-    }
+    let mapping = pod::mapping(pod)?;
+    user_namespace::check_container(context.namespace_options.as_ref(), mapping.as_ref())?;
     if Path::new(&config.log_path).components().any(|part| part == std::path::Component::ParentDir) {
         return Err(invalid(format!("the log path {:?} contains \"..\"", config.log_path)));
     }
@@ -99,7 +95,9 @@ pub fn plan(
 
     let mut sources = Vec::new();
     let rootfs = rootfs(&image, &context, directory, &mut sources)?;
-    let mounts = mounts::mounts(&config.mounts, &container.volumes, directory, &mut sources)?;
+    let mapping = pod::mapping(&pod_config)?;
+    let mounts =
+        mounts::mounts(&config.mounts, &container.volumes, directory, mapping.as_ref(), &mut sources)?;
     let log = log_place(&config, &pod_config).map(|place| {
         sources.push(Source::Log(place));
         sources.len() as u32 - 1
@@ -114,7 +112,8 @@ pub fn plan(
         mounts,
         pid_mode: pid_mode.into(),
         pid_target,
-        private_cgroup_namespace: !context.privileged,
+        // Privileged in a user namespace is privileged in its own part of the machine.
+        private_cgroup_namespace: !context.privileged || mapping.is_some(),
         cgroup_leaf: slice::leaf(&pod.cgroup_parent, &container.id),
         resources: Some(cri_resources.map(resources::limits).transpose()?.unwrap_or_default()),
         devices: facts.devices.nodes.clone(),

@@ -11,6 +11,7 @@ pub mod profile;
 pub mod resources;
 pub mod signal;
 pub mod user;
+pub mod user_namespace;
 
 use crate::runtime::Error;
 

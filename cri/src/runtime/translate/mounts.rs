@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hull_agent::protocol::messages::{self, Propagation, mount};
 
 use super::invalid;
+use super::user_namespace::{self, Mapping};
 use crate::api::runtime::{Mount, MountPropagation};
 use crate::runtime::Error;
 use crate::sandbox::{HostTree, Source};
@@ -18,15 +19,16 @@ pub fn mounts(
     cri: &[Mount],
     volumes: &BTreeMap<String, String>,
     directory: &Path,
+    pod: Option<&Mapping>,
     sources: &mut Vec<Source>,
 ) -> Result<Vec<messages::Mount>, Error> {
     let mut mounts = Vec::with_capacity(cri.len() + volumes.len());
     for mount in cri {
-        let (made, source) = host_mount(mount)?;
+        let (made, source) = host_mount(mount, pod)?;
         mounts.push((made, source));
     }
     for (path, name) in uncovered(volumes, cri)? {
-        let made = messages::Mount { destination: path, ..Default::default() };
+        let made = messages::Mount { destination: path, idmapped: pod.is_some(), ..Default::default() };
         mounts.push((made, Source::Own(directory.join(name))));
     }
     // A mount below another one comes after it, whatever the order of the request.
@@ -39,7 +41,7 @@ pub fn mounts(
     Ok(mounts.into_iter().map(with_slot).collect())
 }
 
-fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
+fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<(messages::Mount, Source), Error> {
     let destination = destination(&cri.container_path)?;
     let refuse = |reason: &str| Err(invalid(format!("the mount at {destination} {reason}")));
     if cri.image.is_some() || !cri.image_sub_path.is_empty() {
@@ -47,11 +49,10 @@ fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
             "the mount at {destination} is an image volume, which hull cannot mount yet"
         )));
     }
-    if !cri.uid_mappings.is_empty() || !cri.gid_mappings.is_empty() {
-        return Err(Error::Unimplemented(format!(
-            "the mount at {destination} has ID mappings; hull has no user namespaces yet"
-        )));
-    }
+    let idmapped = match user_namespace::of_mount(&cri.uid_mappings, &cri.gid_mappings, pod) {
+        Ok(idmapped) => idmapped,
+        Err(reason) => return refuse(&reason),
+    };
     if !cri.host_path.starts_with('/') || cri.host_path.contains('\0') {
         return refuse(&format!("has the host path {:?}, which is not absolute", cri.host_path));
     }
@@ -61,6 +62,9 @@ fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
         Ok(MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
         Err(_) => return refuse(&format!("has the unknown propagation {}", cri.propagation)),
     };
+    if pod.is_some() && propagation == Propagation::Bidirectional {
+        return refuse("has Bidirectional propagation, which is not possible out of a user namespace");
+    }
     // KEP-3857: what these conditions allow is exactly what can be promised to be read-only.
     if cri.recursive_read_only && !cri.readonly {
         return refuse("is recursive_read_only without being readonly");
@@ -77,7 +81,7 @@ fn host_mount(cri: &Mount) -> Result<(messages::Mount, Source), Error> {
         recursive_readonly: cri.recursive_read_only,
         propagation: propagation.into(),
         options: cri.mount_options.clone(),
-        idmapped: !cri.uid_mappings.is_empty(),
+        idmapped,
         source: None,
     };
     Ok((mount, Source::Tree(HostTree { path: PathBuf::from(&cri.host_path), propagation })))
@@ -137,7 +141,7 @@ mod tests {
 
     fn translate(cri: &[Mount]) -> Result<(Vec<messages::Mount>, Vec<Source>), Error> {
         let mut sources = vec![Source::Own("/writable".into())];
-        let mounts = mounts(cri, &BTreeMap::new(), Path::new("/own"), &mut sources)?;
+        let mounts = mounts(cri, &BTreeMap::new(), Path::new("/own"), None, &mut sources)?;
         Ok((mounts, sources))
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use hull_agent::protocol::messages;
 use hull_network::{Bandwidth, Dns, PodNetwork, PortMapping, Protocol};
 
+use super::user_namespace::{self, Mapping};
 use super::{check_text, etc, invalid, resources};
 use crate::api::runtime::{
     LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
@@ -46,16 +47,16 @@ pub fn namespaces(config: &PodSandboxConfig) -> Result<Namespaces, Error> {
         Ok(mode @ NamespaceMode::Container) if kind == "pid" => Ok(mode),
         _ => Err(invalid(format!("a pod cannot have the {kind} namespace mode {value}"))),
     };
-    if let Some(user) = &options.userns_options
-        && user.mode() != NamespaceMode::Node
-    {
-        return Err(Error::Unimplemented("hull has no user namespaces for pods yet".into()));
-    }
     Ok(Namespaces {
         host_network: mode("network", options.network)? == NamespaceMode::Node,
         host_ipc: mode("ipc", options.ipc)? == NamespaceMode::Node,
         pid: mode("pid", options.pid)?,
     })
+}
+
+/// What the pod's user namespace maps, if it asks for one.
+pub fn mapping(config: &PodSandboxConfig) -> Result<Option<Mapping>, Error> {
+    user_namespace::of_pod(options(config))
 }
 
 /// Refuses requests that no sandbox could serve. Called before anything is made.
@@ -79,6 +80,7 @@ pub fn check(config: &PodSandboxConfig) -> Result<PodSandboxMetadata, Error> {
     check_text("the log directory", log_directory)?;
     etc::check_hostname(&config.hostname)?;
     namespaces(config)?;
+    mapping(config)?;
     if let Some(profile) = security(config).seccomp.as_ref() {
         check_profile(profile)?;
     }
@@ -163,6 +165,7 @@ pub fn create_sandbox(
     cgroup_is_ours: bool,
 ) -> Result<messages::CreateSandbox, Error> {
     let namespaces = namespaces(config)?;
+    let mapping = mapping(config)?;
     let linux = linux(config);
     for (name, value) in &linux.sysctls {
         crate::security::sysctl::check(name, value, namespaces.host_ipc, namespaces.host_network)
@@ -193,6 +196,8 @@ pub fn create_sandbox(
         etc_resolv_conf: Some(dns.map_or_else(|| host.resolv_conf.clone(), String::into_bytes)),
         pod_resources,
         oom_score_adj: AGENT_OOM_SCORE,
+        uid_mapping: mapping.map(|mapping| mapping.uids.message()),
+        gid_mapping: mapping.map(|mapping| mapping.gids.message()),
         ..Default::default()
     })
 }
@@ -246,7 +251,7 @@ fn port_mapping(mapping: &crate::api::runtime::PortMapping) -> Result<PortMappin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::runtime::UserNamespace;
+    use crate::api::runtime::{IdMapping, UserNamespace};
 
     fn config(options: NamespaceOption) -> PodSandboxConfig {
         let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
@@ -284,12 +289,19 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused_clearly() {
-        let userns = UserNamespace { mode: NamespaceMode::Pod.into(), ..Default::default() };
-        let asked = config(NamespaceOption { userns_options: Some(userns), ..Default::default() });
-        assert!(matches!(check(&asked), Err(Error::Unimplemented(_))));
-        let userns = UserNamespace { mode: node(), ..Default::default() };
-        check(&config(NamespaceOption { userns_options: Some(userns), ..Default::default() })).unwrap();
+    fn a_pods_user_namespace_is_told_to_its_agent() {
+        let ids = vec![IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+        let user = UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids };
+        let asked =
+            |user| config(NamespaceOption { userns_options: Some(user), ..NamespaceOption::default() });
+        check(&asked(user.clone())).unwrap();
+        let request = created(&asked(user.clone()));
+        assert_eq!(request.uid_mapping.unwrap().host_id, 100_000);
+        assert_eq!(request.gid_mapping.unwrap().length, 65_536);
+        assert!(matches!(check(&asked(UserNamespace { gids: Vec::new(), ..user })), Err(Error::Invalid(_))));
+        let node = UserNamespace { mode: node(), ..Default::default() };
+        check(&asked(node.clone())).unwrap();
+        assert_eq!(created(&asked(node)).uid_mapping, None);
     }
 
     #[test]
