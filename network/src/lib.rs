@@ -20,6 +20,8 @@
 //! * Pods of a bridge are not kept from each other; NetworkPolicy needs a CNI plugin that has it.
 //! * In the host's network namespace (hostNetwork) ports are the pod's own; nothing here is called for such a pod.
 //!
+//! A microVM pod's guest takes the place of its namespace's interface: see [`tap`].
+//!
 //! Every effect outside this process is written down in the data directory before it happens (`ledger`), so that a
 //! killed daemon's successor can undo it.
 #![forbid(unsafe_code)]
@@ -35,6 +37,8 @@ mod netlink;
 mod network;
 mod pod;
 mod sysctl;
+/// The guest's end of a microVM pod's network.
+pub mod tap;
 
 pub use config::{Mode, NetworkConfig};
 pub use error::NetworkError;

@@ -31,9 +31,9 @@ pub mod process;
 pub mod random;
 /// Block, reset and receive signals.
 pub mod signal;
-/// Sockets between a guest and its host.
-pub mod vsock;
 /// Tap devices.
 pub mod tun;
+/// Sockets between a guest and its host.
+pub mod vsock;
 /// Start write-back of a file early.
 pub mod writeback;
