@@ -80,6 +80,11 @@ impl Ring {
         self.free.len()
     }
 
+    /// The descriptor that the next buffer gets.
+    pub(crate) fn next_free(&self) -> u16 {
+        *self.free.last().expect("a free descriptor")
+    }
+
     pub(crate) fn write_descriptor(&self, number: u16, address: u64, length: u32, flags: u16, next: u16) {
         let at = self.base + 16 * u64::from(number);
         self.write(at, &address.to_le_bytes());

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::time::{TimerfdClockId, TimerfdFlags};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -22,6 +24,8 @@ const QUEUES: [u16; 3] = [128, 128, 8];
 pub struct Vsock {
     worker: Worker,
     listener: Arc<OwnedFd>,
+    /// Made here: whoever activates the device is confined and makes no descriptors.
+    timer: Arc<OwnedFd>,
     services: Services,
     metrics: Arc<Shared>,
     /// What the driver must be told first, of a machine that was restored.
@@ -107,16 +111,26 @@ impl VsockHandle {
 impl Vsock {
     /// A device that takes connections from `listener` (a listening unix stream socket) and answers the guest at the
     /// ports of `services`, served on `worker`'s thread.
-    #[must_use]
-    pub fn new(worker: Worker, listener: OwnedFd, services: BTreeMap<u32, Arc<dyn Service>>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn new(
+        worker: Worker,
+        listener: OwnedFd,
+        services: BTreeMap<u32, Arc<dyn Service>>,
+    ) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Self {
             worker,
             listener: Arc::new(listener),
+            timer: Arc::new(timer),
             services,
             metrics: Arc::default(),
             reset: Reset::None,
             running: None,
-        }
+        })
     }
 
     /// For questions while it runs.
@@ -125,7 +139,7 @@ impl Vsock {
         VsockHandle { metrics: self.metrics.clone() }
     }
 
-    fn failed(doing: &'static str) -> impl Fn(std::io::Error) -> StateError {
+    fn failed(doing: &'static str) -> impl Fn(io::Error) -> StateError {
         move |source| StateError::Io { device: NAME.to_owned(), doing, source }
     }
 }
@@ -160,8 +174,14 @@ impl VirtioDevice for Vsock {
         let worker_failed = |source| ActivateError::Worker { device: NAME.to_owned(), source };
         let streams = Streams::new(GUEST_CID, self.services.clone());
         let reset = std::mem::take(&mut self.reset);
-        let pump = Pump::new(activation, self.listener.clone(), streams, reset, self.metrics.clone())
-            .map_err(worker_failed)?;
+        let pump = Pump::new(
+            activation,
+            (self.listener.clone(), self.timer.clone()),
+            streams,
+            reset,
+            self.metrics.clone(),
+        )
+        .map_err(worker_failed)?;
         self.running = Some(self.worker.attach(pump).map_err(worker_failed)?);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
 
@@ -48,7 +48,7 @@ pub(super) struct Pump {
     tx: ActiveQueue,
     event: ActiveQueue,
     listener: Arc<OwnedFd>,
-    timer: OwnedFd,
+    timer: Arc<OwnedFd>,
     is_timer_set: bool,
     is_listening: bool,
     /// There were no descriptors for a connection; they wait until the timer.
@@ -93,7 +93,7 @@ struct Place<'m> {
 impl Pump {
     pub(super) fn new(
         activation: Activation,
-        listener: Arc<OwnedFd>,
+        (listener, timer): (Arc<OwnedFd>, Arc<OwnedFd>),
         streams: Streams,
         reset: Reset,
         metrics: Arc<Shared>,
@@ -107,10 +107,7 @@ impl Pump {
             tx,
             event,
             listener,
-            timer: rustix::time::timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-            )?,
+            timer,
             is_timer_set: false,
             is_listening: false,
             is_deaf: false,

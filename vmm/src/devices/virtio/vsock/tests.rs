@@ -53,11 +53,10 @@ impl Guest {
         let memory = Memory::new(GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap());
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vsock.sock")).unwrap();
-        listener.set_nonblocking(true).unwrap();
         let (sender, services) = channel();
         let service: Arc<dyn Service> = Arc::new(Collect(Mutex::new(sender)));
         let worker = Worker::start("vsock", || Ok(())).unwrap();
-        let device = Vsock::new(worker, listener.into(), BTreeMap::from([(LOGS, service)]));
+        let device = Vsock::new(worker, listener.into(), BTreeMap::from([(LOGS, service)])).unwrap();
         let [rx, tx, event] = [(0, 128, 0x1000), (1, 128, 0x4000), (2, 8, 0x8000)]
             .map(|(index, size, base)| Ring::new(&memory, index, size, base));
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
