@@ -142,12 +142,16 @@ pub(crate) fn copy_in(pieces: &[VolatileSlice<'_>], bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// readv(2) into guest memory.
+/// readv(2) into guest memory and then, if there is more, into `tail`.
 #[allow(unsafe_code)]
-pub(crate) fn read(from: BorrowedFd<'_>, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
-    let vectors = vectors(&[], pieces);
-    // SAFETY: each vector is a piece of mapped memory that `pieces` keeps mapped, and that the guest shares anyway: no
-    // reference to it exists. There are at most UIO_MAXIOV, so the count fits.
+pub(crate) fn read(from: BorrowedFd<'_>, pieces: &[VolatileSlice<'_>], tail: &mut [u8]) -> io::Result<usize> {
+    let mut vectors = vectors(&[], pieces);
+    if !tail.is_empty() {
+        vectors.push(libc::iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: tail.len() });
+    }
+    // SAFETY: each vector is `tail`, which is borrowed for the call, or a piece of mapped memory that `pieces` keeps
+    // mapped, and that the guest shares anyway: no reference to it exists. There are at most UIO_MAXIOV, so the count
+    // fits.
     let count = unsafe { libc::readv(from.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) };
     outcome(count)
 }
@@ -247,7 +251,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         left.write_all(b"straight into guest memory").unwrap();
         let pieces = across(&memory);
-        assert_eq!(read(right.as_fd(), &pieces).unwrap(), 26);
+        assert_eq!(read(right.as_fd(), &pieces, &mut []).unwrap(), 26);
         let mut text = [0; 26];
         memory.read_slice(&mut text, GuestAddress(0xff0)).unwrap();
         assert_eq!(&text, b"straight into guest memory");

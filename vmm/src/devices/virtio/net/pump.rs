@@ -149,14 +149,14 @@ impl Pump {
         used: &mut Vec<(u16, u32)>,
     ) -> Result<Received, QueueError> {
         let pieces = self.stock.pieces(memory, self.merging);
-        let length = match vectored::read(tap.as_fd(), &pieces) {
+        // The tap cuts what does not fit and does not say so: a byte beyond the room tells.
+        let length = match vectored::read(tap.as_fd(), &pieces, &mut [0]) {
             Ok(length) if length > HEADER => length,
             Ok(_) => return Ok(Received::Frame),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Received::Frame),
             // Nothing now; or the tap is gone with its namespace, and nothing ever again.
             Err(_) => return Ok(Received::Nothing),
         };
-        // The tap says how long the frame was, not how much of it there was room for.
         if length > self.stock.room(self.merging) {
             self.shared.dropped_to_guest.fetch_add(1, Ordering::Relaxed);
             return Ok(Received::Frame);

@@ -54,14 +54,13 @@ impl Guest {
         let memory = Memory::new(GuestMemory::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap());
         let tap = tap.then(|| {
             let tap = hull_sys::tun::make_tap("tap0").unwrap();
-            std::fs::write("/proc/thread-self/../../sys/net/ipv6/conf/tap0/disable_ipv6", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1").unwrap();
             run(&format!("ip address add 10.9.0.1/24 dev tap0; ip link set tap0 mtu {mtu} up"));
             tap
         });
         let mut peer = [0; 6];
         if tap.is_some() {
-            let text =
-                run("cat /sys/class/net/tap0/address || ip -o link show tap0 | sed 's/.*ether //; s/ .*//'");
+            let text = run("ip -o link show tap0 | sed 's/.*ether //; s/ .*//'");
             for (to, from) in peer.iter_mut().zip(text.trim().split(':')) {
                 *to = u8::from_str_radix(from, 16).unwrap();
             }

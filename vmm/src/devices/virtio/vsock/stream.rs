@@ -185,7 +185,7 @@ impl Stream {
 
     /// Reads at most `credit` bytes, as [`Stream::readable`] told, into the pieces.
     pub(super) fn read(&mut self, pieces: &[VolatileSlice<'_>], pool: &mut Pool) -> ReadOutcome {
-        match vectored::read(self.socket.as_fd(), pieces) {
+        match vectored::read(self.socket.as_fd(), pieces, &mut []) {
             Ok(count) if count > 0 => {
                 let count = u32::try_from(count).unwrap_or(u32::MAX);
                 self.outgoing.send(count);

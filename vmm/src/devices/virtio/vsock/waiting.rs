@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_memory_never_exceeds_the_bound() {
-        let mut memory = vec![7; 100];
+        let mut memory = [7; 100];
         let pieces = [VolatileSlice::from(&mut memory[..])];
         let mut waiting = Waiting::default();
         for _ in 0..40 {
