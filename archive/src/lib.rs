@@ -15,4 +15,4 @@ mod walk;
 
 pub use entry::{Entry, Kind, Timestamp, Writer, Xattrs};
 pub use error::ArchiveError;
-pub use tree::{Ids, Marks, Options, Summary, write_tree};
+pub use tree::{Ids, Marks, Name, Options, Summary, list_upper, write_tree};

@@ -114,6 +114,36 @@ pub fn write_tree(
     Ok(summary)
 }
 
+/// One name in the upper directory of an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Relative to the directory.
+    pub path: Vec<u8>,
+    /// It hides what a lower layer has there and is nothing itself.
+    pub is_whiteout: bool,
+}
+
+/// Tells `visit` of every name in the upper directory `root`, parents first, in order, until it answers false.
+pub fn list_upper(root: BorrowedFd<'_>, mut visit: impl FnMut(Name) -> bool) -> Result<(), ArchiveError> {
+    let mut walk = Walk::new(root, true)?;
+    while let Some(path) = walk.next()? {
+        let Some(place) = walk.open(&path, OFlags::PATH)? else { continue };
+        let status = look_at(&place, &path)?;
+        let kind = FileType::from_raw_mode(status.stx_mode.into());
+        if kind == FileType::Directory {
+            walk.enter()?;
+        }
+        if !visit(Name { path, is_whiteout: is_whiteout(kind, &status) }) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn is_whiteout(kind: FileType, status: &Statx) -> bool {
+    kind == FileType::CharacterDevice && status.stx_rdev_major == 0 && status.stx_rdev_minor == 0
+}
+
 /// A file with several names, until the last of them was seen.
 struct Linked {
     first: Vec<u8>,
@@ -145,7 +175,7 @@ impl<W: Write> Tree<'_, W> {
         let translated = self.options.marks == Marks::ToWhiteouts;
         let mtime = Timestamp { seconds: status.stx_mtime.tv_sec, nanoseconds: status.stx_mtime.tv_nsec };
         if translated {
-            if kind == FileType::CharacterDevice && status.stx_rdev_major == 0 && status.stx_rdev_minor == 0 {
+            if is_whiteout(kind, &status) {
                 return self.mark(beside(&path, WHITEOUT), mtime);
             }
             let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();

@@ -153,6 +153,16 @@ fn overlay_marks_become_whiteouts() {
     assert_eq!(summary.entries, 6);
     assert!(!bytes.windows(6).any(|window| window == b"secret"));
 
+    let mut told = Vec::new();
+    hull_archive::list_upper(File::open(root).unwrap().as_fd(), |name| {
+        told.push((String::from_utf8(name.path).unwrap(), name.is_whiteout));
+        true
+    })
+    .unwrap();
+    let expected =
+        [("etc", false), ("etc/new", false), ("etc/new/file", false), ("etc/shadow", true), ("gone", true)];
+    assert_eq!(told, expected.map(|(path, is_whiteout)| (path.to_owned(), is_whiteout)));
+
     fs::write(root.join("etc/.wh.lie"), "").unwrap();
     let refused = archive(root, &options).unwrap_err();
     assert!(refused.to_string().contains("etc/.wh.lie cannot be in an archive"), "{refused}");

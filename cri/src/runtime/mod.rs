@@ -192,6 +192,7 @@ impl Runtime {
             operations: TaskTracker::new(),
         });
         runtime.adopt_all().await?;
+        runtime.thaw_all().await;
         runtime.tell_changes();
         // The first container should not wait for the compiler; whether this works matters only to it.
         tokio::task::spawn_blocking(|| seccomp::compile(Profile::RuntimeDefault, capabilities::DEFAULT));

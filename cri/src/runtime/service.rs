@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::Runtime;
 use crate::api::hull::hull_server::Hull;
-use crate::api::hull::{InfoReply, InfoRequest, PullProgress, PullRequest};
+use crate::api::hull::{self, InfoReply, InfoRequest, PullProgress, PullRequest};
 use crate::api::runtime as cri;
 use crate::api::runtime::image_service_server::ImageService;
 use crate::api::runtime::runtime_service_server::RuntimeService;
@@ -346,5 +346,63 @@ impl Hull for RuntimeServer {
 
     async fn info(&self, _request: Request<InfoRequest>) -> Answer<InfoReply> {
         ok(self.0.info().await?)
+    }
+
+    async fn tag_image(&self, request: Request<hull::TagImageRequest>) -> Answer<hull::TagImageReply> {
+        ok(self.0.tag_image(request.into_inner()).await?)
+    }
+
+    async fn untag_image(&self, request: Request<hull::UntagImageRequest>) -> Answer<hull::UntagImageReply> {
+        ok(self.0.untag_image(request.into_inner()).await?)
+    }
+
+    async fn prune_images(&self, request: Request<hull::PruneImagesRequest>) -> Answer<hull::PruneImagesReply> {
+        ok(self.0.prune_images(request.into_inner()).await?)
+    }
+
+    async fn disk_usage(&self, _request: Request<hull::DiskUsageRequest>) -> Answer<hull::DiskUsageReply> {
+        ok(self.0.disk_usage().await?)
+    }
+
+    async fn check_images(
+        &self,
+        request: Request<hull::CheckImagesRequest>,
+    ) -> Answer<BoxStream<'static, Result<hull::CheckImagesProgress, Status>>> {
+        ok(self.0.check_images(request.into_inner()).boxed())
+    }
+
+    async fn save_images(
+        &self,
+        request: Request<hull::SaveImagesRequest>,
+    ) -> Answer<BoxStream<'static, Result<hull::Chunk, Status>>> {
+        ok(self.0.save_images(request.into_inner()).await?)
+    }
+
+    async fn load_images(
+        &self,
+        request: Request<tonic::Streaming<hull::Chunk>>,
+    ) -> Answer<BoxStream<'static, Result<hull::LoadedImage, Status>>> {
+        ok(self.0.load_images(request.into_inner()).await?.boxed())
+    }
+
+    async fn commit_container(
+        &self,
+        request: Request<hull::CommitContainerRequest>,
+    ) -> Answer<hull::CommitContainerReply> {
+        ok(self.0.commit_container(request.into_inner()).await?)
+    }
+
+    async fn diff_container(
+        &self,
+        request: Request<hull::ContainerRequest>,
+    ) -> Answer<BoxStream<'static, Result<hull::Difference, Status>>> {
+        ok(self.0.diff_container(&request.into_inner())?.boxed())
+    }
+
+    async fn export_container(
+        &self,
+        request: Request<hull::ContainerRequest>,
+    ) -> Answer<BoxStream<'static, Result<hull::Chunk, Status>>> {
+        ok(self.0.export_container(&request.into_inner())?)
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::control::Control;
 use super::hierarchies::Version;
-use super::{CgroupError, OomWatch, cpuset, devices, files, kill, oom, resources, tree};
+use super::{CgroupError, OomWatch, cpuset, devices, freeze, files, kill, oom, resources, tree};
 use crate::protocol::messages::{DeviceRule, Resources};
 
 /// How long [`Leaf::remove`] waits for killed processes to be gone.
@@ -149,6 +149,16 @@ impl Leaf {
     /// dying but perhaps not gone; without it the cgroup is frozen and emptied by signals, for at most two seconds.
     pub fn kill(&self) -> Result<(), CgroupError> {
         kill::kill(&self.control)
+    }
+
+    /// Makes everything in it stand still, and waits up to two seconds until it does; on failure all go on.
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        freeze::freeze(&self.control)
+    }
+
+    /// Lets everything in it go on after [`Leaf::freeze`]. Nothing happens to a leaf that is not frozen, or is gone.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        freeze::thaw(&self.control)
     }
 
     /// Every process in it and in cgroups below it, as the caller's PID namespace numbers them. A leaf that does not

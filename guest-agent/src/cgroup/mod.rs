@@ -18,6 +18,7 @@ mod devices;
 mod discover;
 mod error;
 mod files;
+mod freeze;
 mod hierarchies;
 mod kill;
 mod leaf;

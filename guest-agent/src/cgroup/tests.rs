@@ -168,6 +168,25 @@ fn without_cgroup_kill_a_forking_container_ends_as_well() {
 }
 
 #[test]
+fn what_is_frozen_stands_still_until_it_is_thawed() {
+    let pod = Pod::new("still");
+    let mut counting = Waiting::within(&pod.leaf, "while :; do /bin/true; done");
+    counting.go();
+    std::thread::sleep(Duration::from_millis(20));
+    pod.leaf.freeze().unwrap();
+    let newest = || pod.leaf.processes().unwrap();
+    let before = newest();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(newest(), before, "a frozen loop has started processes");
+    pod.leaf.thaw().unwrap();
+    pod.leaf.thaw().unwrap();
+    pod.leaf.kill().unwrap();
+    assert_eq!(counting.finish().0, None);
+    pod.leaf.remove().unwrap();
+    pod.leaf.thaw().unwrap();
+}
+
+#[test]
 fn memory_and_swap_limits_can_be_raised_and_lowered() {
     let pod = Pod::new("memory");
     let limits = |memory: i64, swap: Option<i64>| Resources {

@@ -1,0 +1,111 @@
+//! hull.v1 SaveImages and LoadImages: images as files, and how files go over the socket.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use hull_images::store::{LoadError, SaveError};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::check::received;
+use crate::api::hull::{Chunk, LoadedImage, SaveImagesRequest};
+use crate::runtime::{Error, Result, Runtime, blocking};
+
+/// Bytes of one message: large enough to be quick, small enough for every limit.
+const CHUNK: usize = 256 << 10;
+
+impl Runtime {
+    /// Images as one archive.
+    pub async fn save_images(
+        &self,
+        request: SaveImagesRequest,
+    ) -> Result<BoxStream<'static, std::result::Result<Chunk, Status>>> {
+        if request.images.is_empty() {
+            return Err(Error::Invalid("the request names no image".into()));
+        }
+        let images = Arc::clone(self.images());
+        let saving = blocking(move || images.save(&request.images)).await?.map_err(save_error)?;
+        Ok(chunks(move |out| saving.write(out).map_err(save_error)).boxed())
+    }
+
+    /// Images out of an archive. The stream begins when the archive is here, which needs as much disk.
+    pub async fn load_images(
+        &self,
+        mut archive: Streaming<Chunk>,
+    ) -> Result<impl Stream<Item = std::result::Result<LoadedImage, Status>> + Send + use<>> {
+        let images = Arc::clone(self.images());
+        let mut file = images.scratch_file()?;
+        while let Some(chunk) = archive.message().await.map_err(broken_off)? {
+            let written = blocking(move || file.write_all(&chunk.bytes).map(|()| file)).await?;
+            file = written.map_err(LoadError::Read).map_err(load_error)?;
+        }
+        let (sender, receiver) = mpsc::channel(8);
+        tokio::task::spawn_blocking(move || {
+            let loaded = images.load(file, |image| {
+                tracing::info!(id = image.id, names = ?image.repo_tags, "loaded");
+                let loaded = LoadedImage { image_id: image.id.clone(), names: image.repo_tags.clone() };
+                // What is loaded stays loaded, whether anybody hears of it or not.
+                let _ = sender.blocking_send(Ok(loaded));
+            });
+            if let Err(error) = loaded {
+                let _ = sender.blocking_send(Err(load_error(error).into()));
+            }
+        });
+        Ok(received(receiver))
+    }
+}
+
+/// What `write` writes on a thread of its own, as a stream. A stream that is dropped ends the writing.
+pub(super) fn chunks<F: FnOnce(&mut (dyn Write + Send)) -> Result<()> + Send + 'static>(
+    write: F,
+) -> impl Stream<Item = std::result::Result<Chunk, Status>> + Send + use<F> {
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(CHUNK, Sender(sender.clone()));
+        let written = write(&mut out).and_then(|()| {
+            out.flush().map_err(|error| Error::Internal(format!("cannot send the archive: {error}")))
+        });
+        if let Err(error) = written {
+            let _ = sender.blocking_send(Err(error.into()));
+        }
+    });
+    received(receiver)
+}
+
+struct Sender(mpsc::Sender<std::result::Result<Chunk, Status>>);
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(CHUNK);
+        let chunk = Chunk { bytes: bytes[..length].to_vec() };
+        self.0.blocking_send(Ok(chunk)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn broken_off(status: Status) -> Error {
+    Error::Unavailable(format!("the archive broke off: {}", status.message()))
+}
+
+fn save_error(error: SaveError) -> Error {
+    match error {
+        SaveError::NoImage(name) => Error::NotFound { what: "image", id: name },
+        SaveError::Store(error) => Error::Images(error),
+        SaveError::NoWayBack { .. } | SaveError::Damaged(_) => Error::FailedPrecondition(error.to_string()),
+        SaveError::Output(_) => Error::Unavailable(error.to_string()),
+    }
+}
+
+fn load_error(error: LoadError) -> Error {
+    match error {
+        LoadError::Store { source, .. } => Error::Images(source),
+        LoadError::Read(_) => Error::Internal(error.to_string()),
+        error => Error::Invalid(error.to_string()),
+    }
+}
