@@ -40,6 +40,7 @@ impl Driver {
         let at = RINGS * (u64::from(index) + 1);
         let kick = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let (memory, interrupt) = (memory.clone(), interrupt.clone());
+        memory.write_slice(&[0; RINGS as usize], GuestAddress(at)).unwrap();
         let (available, seen) = Default::default();
         Self { memory, interrupt, index, size, at, kick, next_descriptor: 0, available, seen }
     }

@@ -12,6 +12,16 @@ pub(crate) mod driver;
 /// The other side of a queue.
 #[cfg(test)]
 mod driver_side;
+/// The balloon: memory that the guest gives back.
+pub mod balloon;
+/// Devices whose requests end at once.
+mod instant;
+/// Memory that comes and goes.
+pub mod mem;
+/// Guest memory given back to the host.
+mod release;
+/// Random numbers.
+pub mod rng;
 /// Interrupts of a device, towards the driver.
 mod interrupt;
 /// The MMIO transport.

@@ -76,10 +76,28 @@ impl Kept for Slow {
     }
 }
 
-fn slow() -> (Rig, Arc<Slow>) {
+/// Opens the gate in the end, also of a test that fails: a device cannot be dropped while its disk is waited for.
+struct Opener(Arc<Slow>);
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+impl std::ops::Deref for Opener {
+    type Target = Arc<Slow>;
+
+    fn deref(&self) -> &Arc<Slow> {
+        &self.0
+    }
+}
+
+/// The disk is dropped before the rig.
+fn slow() -> (Rig, Opener) {
     let traits = Traits { queue_size: 64, block_size: 512, read_only: false, flush: true, discard: None };
     let disk = Arc::new(Slow::default());
-    (Rig::new(BlockDevice::new("slow", traits, &disk, &threads(), no_faults())), disk)
+    (Rig::new(BlockDevice::new("slow", traits, &disk, &threads(), no_faults())), Opener(disk))
 }
 
 /// Offers a read of one sector with a header and status of its own.
@@ -96,6 +114,7 @@ fn offer_read(rig: &mut Rig, number: u64, sector: u64) -> u16 {
 fn a_read_that_waits_for_the_disk_delays_no_other() {
     let (mut rig, disk) = slow();
     let waiting = [offer_read(&mut rig, 0, 1), offer_read(&mut rig, 1, 3)];
+    until("both wait", || rig.device.stats().waited == 2);
     // Two of three threads wait; all that comes now is served by the third, writes too.
     for _ in 0..100 {
         assert_eq!(rig.read(2, 512).0, OK);
@@ -130,7 +149,7 @@ fn a_pause_waits_for_what_is_under_way_and_takes_nothing_new() {
     offer_read(&mut rig, 0, 1);
     until("it is being read", || disk.asked.load(Ordering::SeqCst));
     let opener = std::thread::spawn({
-        let disk = disk.clone();
+        let disk = Arc::clone(&disk);
         move || {
             std::thread::sleep(Duration::from_millis(50));
             disk.open();
@@ -191,7 +210,7 @@ fn a_reset_device_leaves_memory_alone_and_can_be_activated_again() {
     offer_read(&mut rig, 0, 1);
     until("it is being read", || disk.asked.load(Ordering::SeqCst));
     let opener = std::thread::spawn({
-        let disk = disk.clone();
+        let disk = Arc::clone(&disk);
         move || {
             std::thread::sleep(Duration::from_millis(50));
             disk.open();
