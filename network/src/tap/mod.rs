@@ -79,7 +79,8 @@ pub struct GuestNeighbour {
 ///
 /// # Errors
 /// A namespace that is none, an interface that is missing, down, not Ethernet, or not alone (the names of the others
-/// are given), a kernel without tap, ingress, u32 or mirred.
+/// are given), a kernel without taps, the ingress discipline, the
+/// mirred action, and both of the filters matchall and u32.
 pub fn open_guest_link(pin: &Path, name: &str) -> Result<GuestLink, NetworkError> {
     let namespace = namespace::open(pin)?;
     hull_sys::namespace::on_thread_in(&[namespace.as_fd()], || take_over(name)).map_err(|source| {

@@ -24,6 +24,7 @@ const PRIORITY: u32 = 0xc000;
 /// ETH_P_ALL in network byte order.
 const ALL_PROTOCOLS: u32 = 0x0300;
 
+const MATCHALL_ACTIONS: u16 = 2;
 // u32: one key that fits every packet.
 const U32_SELECTOR: u16 = 5;
 const U32_ACTIONS: u16 = 7;
@@ -37,15 +38,28 @@ const STOLEN: u32 = 4;
 /// TCA_EGRESS_REDIR.
 const REDIRECT_OUT: u32 = 1;
 
+/// Filters that take every packet. Kernels have either or both.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filter {
+    Matchall,
+    U32,
+}
+
 /// Everything that comes in at one link goes out at the other. Each link is an index and a name.
 pub(super) fn both_ways(socket: &Socket, a: (u32, &str), b: (u32, &str)) -> Result<(), NetlinkError> {
-    let mut batch = Batch::new();
-    for ((from, name), (to, _)) in [(a, b), (b, a)] {
-        add_ingress(&mut batch, from, name);
-        remove_redirection(&mut batch, from, name);
-        add_redirection(&mut batch, from, to, name);
+    let with = |filter| {
+        let mut batch = Batch::new();
+        for ((from, name), (to, _)) in [(a, b), (b, a)] {
+            add_ingress(&mut batch, from, name);
+            remove_redirection(&mut batch, from, name);
+            add_redirection(&mut batch, filter, (from, name), to);
+        }
+        socket.execute(&batch)
+    };
+    match with(Filter::Matchall) {
+        Err(error) if error.errno == Errno::NOENT => with(Filter::U32),
+        other => other,
     }
-    socket.execute(&batch)
 }
 
 /// One that is there already, also a clsact of somebody else's, serves as well.
@@ -62,16 +76,19 @@ fn remove_redirection(batch: &mut Batch, link: u32, name: &str) {
     let what = format!("removing the former redirection from {name}");
     batch.push_tolerating(&[Errno::NOENT, Errno::INVAL], DELTFILTER, 0, what, |m| {
         header(m, link, 0, INCOMING, PRIORITY << 16 | ALL_PROTOCOLS);
-        m.string(KIND, "u32");
     });
 }
 
-fn add_redirection(batch: &mut Batch, link: u32, to: u32, name: &str) {
+fn add_redirection(batch: &mut Batch, filter: Filter, (link, name): (u32, &str), to: u32) {
     let what = format!("redirecting what comes in at {name}");
     batch.push(NEWTFILTER, F_CREATE | F_EXCL, what, |m| {
         header(m, link, 0, INCOMING, PRIORITY << 16 | ALL_PROTOCOLS);
-        m.string(KIND, "u32").nested(OPTIONS, |m| {
-            m.nested(U32_ACTIONS, |m| {
+        let (kind, actions) = match filter {
+            Filter::Matchall => ("matchall", MATCHALL_ACTIONS),
+            Filter::U32 => ("u32", U32_ACTIONS),
+        };
+        m.string(KIND, kind).nested(OPTIONS, |m| {
+            m.nested(actions, |m| {
                 // The number is the place in the list of actions.
                 m.nested(1, |m| {
                     m.string(ACTION_KIND, "mirred").nested(ACTION_OPTIONS, |m| {
@@ -79,7 +96,9 @@ fn add_redirection(batch: &mut Batch, link: u32, to: u32, name: &str) {
                     });
                 });
             });
-            m.attribute(U32_SELECTOR, &any_packet());
+            if filter == Filter::U32 {
+                m.attribute(U32_SELECTOR, &any_packet());
+            }
         });
     });
 }
