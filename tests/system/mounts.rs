@@ -190,3 +190,89 @@ async fn a_read_only_root_is_read_only_and_its_mounts_are_not() {
     assert_eq!(pod.exec(&id, &["touch", "/not/in/image/x", "/dev/shm/x"]).await.exit_code, 0);
     daemon.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_a_read_only_volume_and_stays_while_it_is_used() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let data = image::Image::new(
+        vec![
+            (
+                image::busybox_layer().directory("data").owned_file("data/of-web", 0o640, 1000, b"of web\n"),
+                image::Packing::Gzip,
+            ),
+            (
+                image::Layer::default().without("data/missing").file("data/new", 0o644, b"new\n"),
+                image::Packing::Zstd,
+            ),
+        ],
+        serde_json::json!({}),
+    );
+    let volume = registry.push("data", "v1", &data);
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let id_of_volume = daemon.pull(&volume).await;
+    let image_mount = |image: &str| cri::Mount {
+        container_path: "/volume".into(),
+        readonly: true,
+        image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    let mut user_namespace = networked_pod_config(&daemon, "userns");
+    let ids = vec![cri::IdMapping { host_id: 300_000, container_id: 0, length: 65_536 }];
+    let context = user_namespace.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.namespace_options.as_mut().unwrap().userns_options = Some(cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod as i32,
+        uids: ids.clone(),
+        gids: ids.clone(),
+    });
+    for (config, mappings) in [(pod_config(&daemon, "plain"), Vec::new()), (user_namespace, ids)] {
+        let mut pod = Pod::run(&daemon, config).await;
+        for (number, asked) in [id_of_volume.as_str(), volume.as_str()].into_iter().enumerate() {
+            let mut config = container_config(&format!("c{number}"), &name, &["/bin/sleep", "1000"]);
+            let (uid_mappings, gid_mappings) = (mappings.clone(), mappings.clone());
+            config.mounts = vec![cri::Mount { uid_mappings, gid_mappings, ..image_mount(asked) }];
+            let id = pod.start(config).await;
+            let seen = pod
+                .shell(&id, "cat /volume/data/of-web /volume/data/new; stat -c %u /volume/data/of-web")
+                .await;
+            assert_eq!(seen, "of web\nnew\n1000\n");
+            assert_eq!(pod.shell(&id, "ls /volume/data; /volume/bin/echo runs").await, "new\nof-web\nruns\n");
+            let refused = pod.exec(&id, &["touch", "/volume/x"]).await;
+            assert!(String::from_utf8_lossy(&refused.stderr).contains("Read-only"), "{refused:?}");
+        }
+    }
+
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "other")).await;
+    let with = |mount: cri::Mount| {
+        let mut config = container_config("refused", &name, &["/bin/true"]);
+        config.mounts = vec![mount];
+        config
+    };
+    let status = pod.create(with(image_mount("127.0.0.1:1/nothing:here"))).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+    for mount in [
+        cri::Mount { readonly: false, ..image_mount(&volume) },
+        cri::Mount { host_path: "/tmp".into(), ..image_mount(&volume) },
+        image_mount(""),
+    ] {
+        let status = pod.create(with(mount)).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    }
+
+    // Made before the image was removed, started after it.
+    let mut config = with(image_mount(&volume));
+    config.metadata.as_mut().unwrap().name = "late".into();
+    config.command = vec!["/bin/cat".into(), "/volume/data/new".into()];
+    config.log_path = "late.log".into();
+    let container_id = pod.create(config).await.unwrap();
+    let image = cri::ImageSpec { image: id_of_volume, ..Default::default() };
+    daemon.images().await.remove_image(cri::RemoveImageRequest { image: Some(image) }).await.unwrap();
+    pod.client()
+        .start_container(cri::StartContainerRequest { container_id: container_id.clone() })
+        .await
+        .unwrap();
+    assert_eq!(pod.ended(&container_id).await.exit_code, 0);
+    assert_eq!(pod.log("late"), "new\n");
+    daemon.finish().await;
+}

@@ -74,6 +74,7 @@ impl Runtime {
             .image
             .iter()
             .flat_map(|image| &image.layers)
+            .chain(record.image_volumes.iter().flat_map(|volume| &volume.layers))
             .filter_map(|layer| layer.parse().ok())
             .collect();
         let metadata = record.config.as_ref().and_then(|config| config.metadata.as_ref());

@@ -61,6 +61,11 @@ pub(super) fn status(record: &ContainerRecord) -> ContainerStatus {
         .linux
         .and_then(|linux| linux.resources)
         .map(|linux| ContainerResources { linux: Some(linux), ..Default::default() });
+    let mut mounts = config.mounts;
+    let of_images = mounts.iter_mut().filter_map(|mount| mount.image.as_mut());
+    for (image, volume) in of_images.zip(&record.image_volumes) {
+        image.image_ref = volume.image_id.clone();
+    }
     ContainerStatus {
         id: record.id.clone(),
         metadata: config.metadata,
@@ -76,7 +81,7 @@ pub(super) fn status(record: &ContainerRecord) -> ContainerStatus {
         message: record.message.clone(),
         labels: config.labels,
         annotations: config.annotations,
-        mounts: config.mounts,
+        mounts,
         log_path: record.log_path.clone(),
         resources,
         image_id: facts.id,

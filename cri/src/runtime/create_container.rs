@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use hull_images::{Image, LayerHold, Reference};
+use hull_images::{Image, LayerHold, LayerId, Reference};
 
 use super::names::Claim;
 use super::objects::{Container, Pod, container_key};
@@ -16,7 +16,7 @@ use super::translate::{devices, mounts, profile};
 use super::{Error, Result, Runtime, blocking, host, volumes};
 use crate::api::runtime::{ContainerConfig, CreateContainerRequest, NamespaceMode, PodSandboxConfig};
 use crate::security::seccomp;
-use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts};
+use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume};
 
 impl Runtime {
     /// Makes a container in a pod and returns its id. A repeated request joins the one under way, or gets the
@@ -70,7 +70,9 @@ impl Runtime {
     ) -> Result<String> {
         let _order = pod.order.read().await;
         pod.ready_agent()?;
-        let (image, layers) = self.image_of(&config)?;
+        let image_volumes = self.image_volumes(&config)?;
+        let (image, layers) = self.image_of(&config, &image_volumes)?;
+        self.check_sub_paths(&config, &image_volumes).await?;
         let id = super::run_pod_sandbox::new_id()?;
         let volumes = mounts::volumes(&image.config.volumes, &config.mounts)?;
         let log = container::log_place(&config, &pod_config);
@@ -84,6 +86,7 @@ impl Runtime {
             created_at: host::now(),
             log_path: log.map(|place| place.path().to_string_lossy().into_owned()).unwrap_or_default(),
             volumes,
+            image_volumes,
             ..Default::default()
         };
         let directory = self.container_directory(&id);
@@ -109,18 +112,22 @@ impl Runtime {
         Ok(id)
     }
 
-    /// The container's image, its layers held.
-    fn image_of(&self, config: &ContainerConfig) -> Result<(Image, LayerHold)> {
+    /// The container's image, its layers held, with those of the images that it mounts.
+    fn image_of(&self, config: &ContainerConfig, mounted: &[ImageVolume]) -> Result<(Image, LayerHold)> {
         let name = config.image.as_ref().map_or("", |image| image.image.as_str());
         if name.is_empty() {
             return Err(Error::Invalid("the container config names no image".into()));
         }
         let missing = || Error::NotFound { what: "image", id: name.to_owned() };
         let image = self.images.find(name)?.ok_or_else(missing)?;
-        let layers = self.images.hold(&image.layers);
+        let of_mounted = mounted.iter().flat_map(|volume| &volume.layers).filter_map(|id| id.parse().ok());
+        let all: Vec<LayerId> = image.layers.iter().cloned().chain(of_mounted).collect();
+        let layers = self.images.hold(&all);
         // Removed before its layers were held, it may have lost them.
-        if self.images.find(&image.id)?.is_none() {
-            return Err(missing());
+        for id in std::iter::once(&image.id).chain(mounted.iter().map(|volume| &volume.image_id)) {
+            if self.images.find(id)?.is_none() {
+                return Err(Error::NotFound { what: "image", id: id.clone() });
+            }
         }
         Ok((image, layers))
     }

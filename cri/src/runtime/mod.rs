@@ -11,6 +11,7 @@ mod exec_sync;
 mod exits;
 pub mod get_container_events;
 mod host;
+mod image_volume;
 mod list_container_stats;
 mod list_containers;
 mod list_metric_descriptors;

@@ -236,7 +236,7 @@ fn kind(status: &Stat) -> FileType {
     FileType::from_raw_mode(status.st_mode)
 }
 
-fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(at, name, flags, Mode::empty())?)
 }
@@ -251,7 +251,7 @@ fn enter_or_make(at: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     open_directory(at, name)
 }
 
-fn is_opaque(directory: BorrowedFd<'_>) -> bool {
+pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
     let mut value = [0; 4];
     rustix::fs::fgetxattr(directory, c"trusted.overlay.opaque", &mut value[..])
         .is_ok_and(|length| value[..length] == *b"y")

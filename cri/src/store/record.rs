@@ -131,6 +131,20 @@ pub struct ImageFacts {
     pub repo_tag: String,
 }
 
+/// An image that a container mounts.
+#[derive(Clone, PartialEq, Message)]
+pub struct ImageVolume {
+    /// The mount's path, as it was asked for.
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    /// "sha256:…", the digest of the image's configuration.
+    #[prost(string, tag = "2")]
+    pub image_id: String,
+    /// Lowest first.
+    #[prost(string, repeated, tag = "3")]
+    pub layers: Vec<String>,
+}
+
 /// Who a container runs as, as the agent found it.
 #[derive(Clone, PartialEq, Message)]
 pub struct RunningUser {
@@ -196,6 +210,9 @@ pub struct ContainerRecord {
     /// Directories of the image's VOLUMEs: path in the container → name below the container's directory.
     #[prost(btree_map = "string, string", tag = "16")]
     pub volumes: BTreeMap<String, String>,
+    /// The images that its mounts name, in the order of these mounts.
+    #[prost(message, repeated, tag = "60")]
+    pub image_volumes: Vec<ImageVolume>,
 }
 
 /// Exit code and reason of a container whose end nobody saw.

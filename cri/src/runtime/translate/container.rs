@@ -96,8 +96,13 @@ pub fn plan(
     let mut sources = Vec::new();
     let rootfs = rootfs(&image, &context, directory, &mut sources)?;
     let mapping = pod::mapping(&pod_config)?;
-    let mounts =
-        mounts::mounts(&config.mounts, &container.volumes, directory, mapping.as_ref(), &mut sources)?;
+    let own = mounts::Own {
+        directory,
+        volumes: &container.volumes,
+        images: &container.image_volumes,
+        mapping: mapping.as_ref(),
+    };
+    let mounts = mounts::mounts(&config.mounts, own, &mut sources)?;
     let log = log_place(&config, &pod_config).map(|place| {
         sources.push(Source::Log(place));
         sources.len() as u32 - 1

@@ -10,44 +10,123 @@ use super::user_namespace::{self, Mapping};
 use crate::api::runtime::{Mount, MountPropagation};
 use crate::runtime::Error;
 use crate::sandbox::{HostTree, Source};
+use crate::store::record::ImageVolume;
 
 /// Options of CRI's `mount_options` that a bind mount can have.
 const OPTIONS: [&str; 4] = ["nosuid", "nodev", "noexec", "noatime"];
 
+/// Bytes of a sub path (PATH_MAX).
+const MAX_SUB_PATH: usize = 4095;
+
+/// What a container has beside its root, as far as its mounts are concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// The container's directory below hull's root.
+    pub directory: &'a Path,
+    /// Directories of the image's VOLUMEs: path in the container → name below `directory`.
+    pub volumes: &'a BTreeMap<String, String>,
+    /// The images that its mounts name, in the order of these mounts.
+    pub images: &'a [ImageVolume],
+    /// What its pod's user namespace maps, if it has one.
+    pub mapping: Option<&'a Mapping>,
+}
+
+/// A mount without its source, and what that is.
+type Wanted = (messages::Mount, Wants);
+
+enum Wants {
+    One(Source),
+    /// An image: its layers, the uppermost first, and what of it is mounted.
+    Image(Vec<Source>, String),
+}
+
 /// Mounts in the order in which they are made, each source appended to `sources` as its slot.
-pub fn mounts(
-    cri: &[Mount],
-    volumes: &BTreeMap<String, String>,
-    directory: &Path,
-    pod: Option<&Mapping>,
-    sources: &mut Vec<Source>,
-) -> Result<Vec<messages::Mount>, Error> {
-    let mut mounts = Vec::with_capacity(cri.len() + volumes.len());
+pub fn mounts(cri: &[Mount], own: Own<'_>, sources: &mut Vec<Source>) -> Result<Vec<messages::Mount>, Error> {
+    let mut mounts: Vec<Wanted> = Vec::with_capacity(cri.len() + own.volumes.len());
+    let mut images = own.images.iter();
     for mount in cri {
-        let (made, source) = host_mount(mount, pod)?;
-        mounts.push((made, source));
+        mounts.push(match &mount.image {
+            Some(_) => image_mount(mount, own.mapping, images.next())?,
+            None => host_mount(mount, own.mapping)?,
+        });
     }
-    for (path, name) in uncovered(volumes, cri)? {
-        let made = messages::Mount { destination: path, idmapped: pod.is_some(), ..Default::default() };
-        mounts.push((made, Source::Own(directory.join(name))));
+    for (path, name) in uncovered(own.volumes, cri)? {
+        let idmapped = own.mapping.is_some();
+        let made = messages::Mount { destination: path, idmapped, ..Default::default() };
+        mounts.push((made, Wants::One(Source::Own(own.directory.join(name)))));
     }
     // A mount below another one comes after it, whatever the order of the request.
     mounts.sort_by_key(|(mount, _)| mount.destination.split('/').filter(|part| !part.is_empty()).count());
-    let with_slot = |(mut mount, source): (messages::Mount, Source)| {
-        mount.source = Some(mount::Source::Slot(sources.len() as u32));
+    let mut slot = |source| {
         sources.push(source);
+        sources.len() as u32 - 1
+    };
+    let with_slots = |(mut mount, wants): Wanted| {
+        mount.source = Some(match wants {
+            Wants::One(source) => mount::Source::Slot(slot(source)),
+            Wants::Image(layers, sub_path) => {
+                let layers = layers.into_iter().map(&mut slot).collect();
+                mount::Source::Image(messages::ImageVolume { layers, sub_path })
+            }
+        });
         mount
     };
-    Ok(mounts.into_iter().map(with_slot).collect())
+    Ok(mounts.into_iter().map(with_slots).collect())
 }
 
-fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<(messages::Mount, Source), Error> {
+/// KEP-4639: an image, or a part of it, read-only.
+fn image_mount(cri: &Mount, pod: Option<&Mapping>, volume: Option<&ImageVolume>) -> Result<Wanted, Error> {
+    let destination = destination(&cri.container_path)?;
+    let refuse = |reason: &str| Err(invalid(format!("the image volume at {destination} {reason}")));
+    // kubelet gives every mount of a pod with a user namespace the pod's mappings; images always have them.
+    if let Err(reason) = user_namespace::of_mount(&cri.uid_mappings, &cri.gid_mappings, pod) {
+        return refuse(&reason);
+    }
+    if !cri.host_path.is_empty() {
+        return refuse("has a host path as well");
+    }
+    if !cri.readonly {
+        return refuse("is not read-only; images cannot be written to");
+    }
+    if cri.propagation != i32::from(MountPropagation::PropagationPrivate) {
+        return refuse("needs private propagation");
+    }
+    if cri.image_sub_path.contains('\0') || cri.image_sub_path.len() > MAX_SUB_PATH {
+        return refuse("has a sub path that no path can be");
+    }
+    if let Err(reason) = check_options(cri) {
+        return refuse(&reason);
+    }
+    let volume = volume.ok_or_else(|| {
+        Error::Internal(format!("the image of the volume at {destination} is not in the record"))
+    })?;
+    let layer = |id: &String| {
+        let id = id.parse().map_err(|_| Error::Internal(format!("{id:?} in a record is not a layer")))?;
+        Ok(Source::Layer(id))
+    };
+    let layers = volume.layers.iter().rev().map(layer).collect::<Result<_, Error>>()?;
+    let mount = messages::Mount {
+        readonly: true,
+        recursive_readonly: cri.recursive_read_only,
+        options: cri.mount_options.clone(),
+        destination,
+        ..Default::default()
+    };
+    Ok((mount, Wants::Image(layers, cri.image_sub_path.clone())))
+}
+
+fn check_options(cri: &Mount) -> Result<(), String> {
+    match cri.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
+        Some(option) => Err(format!("has the option {option:?}; hull knows {}", OPTIONS.join(", "))),
+        None => Ok(()),
+    }
+}
+
+fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<Wanted, Error> {
     let destination = destination(&cri.container_path)?;
     let refuse = |reason: &str| Err(invalid(format!("the mount at {destination} {reason}")));
-    if cri.image.is_some() || !cri.image_sub_path.is_empty() {
-        return Err(Error::Unimplemented(format!(
-            "the mount at {destination} is an image volume, which hull cannot mount yet"
-        )));
+    if !cri.image_sub_path.is_empty() {
+        return refuse("has an image's sub path, but no image");
     }
     let idmapped = match user_namespace::of_mount(&cri.uid_mappings, &cri.gid_mappings, pod) {
         Ok(idmapped) => idmapped,
@@ -72,8 +151,8 @@ fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<(messages::Mount, So
     if cri.recursive_read_only && propagation != Propagation::Private {
         return refuse("is recursive_read_only, which needs private propagation");
     }
-    if let Some(option) = cri.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
-        return refuse(&format!("has the option {option:?}; hull knows {}", OPTIONS.join(", ")));
+    if let Err(reason) = check_options(cri) {
+        return refuse(&reason);
     }
     let mount = messages::Mount {
         destination,
@@ -84,7 +163,8 @@ fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<(messages::Mount, So
         idmapped,
         source: None,
     };
-    Ok((mount, Source::Tree(HostTree { path: PathBuf::from(&cri.host_path), propagation })))
+    let tree = HostTree { path: PathBuf::from(&cri.host_path), propagation };
+    Ok((mount, Wants::One(Source::Tree(tree))))
 }
 
 /// A path inside the container: absolute, without `..`; a relative one is taken from the root, as kubelet means it.
@@ -141,8 +221,45 @@ mod tests {
 
     fn translate(cri: &[Mount]) -> Result<(Vec<messages::Mount>, Vec<Source>), Error> {
         let mut sources = vec![Source::Own("/writable".into())];
-        let mounts = mounts(cri, &BTreeMap::new(), Path::new("/own"), None, &mut sources)?;
+        let mounts = mounts(cri, own(&[]), &mut sources)?;
         Ok((mounts, sources))
+    }
+
+    fn own(images: &[ImageVolume]) -> Own<'_> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        Own { directory: Path::new("/own"), volumes: &NONE, images, mapping: None }
+    }
+
+    #[test]
+    fn an_image_becomes_its_layers_the_uppermost_first() {
+        let layer = |digit: &str| format!("sha256:{}", digit.repeat(64));
+        let volume = ImageVolume { layers: vec![layer("a"), layer("b")], ..Default::default() };
+        let image = Mount {
+            image: Some(ImageSpec { image: "x".into(), ..Default::default() }),
+            image_sub_path: "etc".into(),
+            readonly: true,
+            ..mount("/image", "")
+        };
+        let mut sources = Vec::new();
+        let made =
+            mounts(&[mount("/a", "/b"), image.clone()], own(std::slice::from_ref(&volume)), &mut sources);
+        let made = made.unwrap();
+        let expected = messages::ImageVolume { layers: vec![1, 2], sub_path: "etc".into() };
+        assert_eq!(made[1].source, Some(mount::Source::Image(expected)));
+        assert!(made[1].readonly);
+        assert_eq!(sources[1], Source::Layer(layer("b").parse().unwrap()));
+        for image in [
+            Mount { readonly: false, ..image.clone() },
+            Mount { host_path: "/x".into(), ..image.clone() },
+            Mount { propagation: MountPropagation::PropagationHostToContainer.into(), ..image.clone() },
+            Mount { image_sub_path: "a\0b".into(), ..image.clone() },
+            Mount { mount_options: vec!["rw".into()], ..image.clone() },
+            Mount { image: None, ..image },
+        ] {
+            let refused =
+                mounts(std::slice::from_ref(&image), own(std::slice::from_ref(&volume)), &mut Vec::new());
+            assert!(matches!(refused, Err(Error::Invalid(_))), "{image:?}");
+        }
     }
 
     #[test]
