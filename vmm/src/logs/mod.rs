@@ -133,6 +133,13 @@ impl LogsHandle {
         Some(LogState { is_set: log.is_set, open, dropped: log.file.dropped() })
     }
 
+    /// The containers that a file was given for, or that were said to have none.
+    #[must_use]
+    pub fn list(&self) -> Vec<String> {
+        let logs = self.shared.logs();
+        logs.iter().filter(|(_, log)| log.is_set).map(|(container, _)| container.clone()).collect()
+    }
+
     /// Bytes that could not be written, of all containers that are not removed.
     #[must_use]
     pub fn dropped(&self) -> u64 {

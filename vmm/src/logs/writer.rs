@@ -354,7 +354,9 @@ mod tests {
         let mut guest = connect(&handle, "c1", 0);
         guest.write_all(b"seen\n").unwrap();
         wait_until("the line is there", || lines(&mut file) == ["stdout F seen"]);
+        assert_eq!(handle.list(), ["c1"]);
         handle.remove("c1");
+        assert!(handle.list().is_empty());
         guest.write_all(&vec![b'x'; 1 << 20]).unwrap();
         end(guest);
         assert_eq!((lines(&mut file).len(), handle.state("c1")), (1, None));
