@@ -1,9 +1,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, Memory};
@@ -20,6 +22,8 @@ pub struct ActiveQueue {
     pub kick: EventFd,
     queue: Queue,
     ready: bool,
+    /// The used index that the driver was last told of, or did not want to be told of.
+    told: u16,
 }
 
 /// The driver broke a queue: nothing more can be served from it until the device is reset.
@@ -37,7 +41,8 @@ impl ActiveQueue {
     #[must_use]
     pub fn new(index: u16, queue: Queue, kick: EventFd) -> Self {
         let ready = queue.ready();
-        Self { index, kick, queue, ready }
+        let told = queue.next_used();
+        Self { index, kick, queue, ready, told }
     }
 
     /// Whether the driver has set it up.
@@ -87,11 +92,49 @@ impl ActiveQueue {
         self.queue.add_used(&**memory, head, length).map_err(|e| self_error(self.index, &e))
     }
 
+    /// Gives several chains back at once, each with the number of bytes that were written into it: the driver sees all
+    /// of them or none (virtio 1.2, 5.1.6.4.1: a frame in several buffers).
+    ///
+    /// # Errors
+    /// As [`ActiveQueue::pop`].
+    pub fn push_together(&mut self, memory: &Memory, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((head, length), earlier)) = used.split_last() else { return Ok(()) };
+        let first = self.queue.next_used();
+        for (number, (head, length)) in (0..).zip(earlier) {
+            let place = u64::from(first.wrapping_add(number) % self.queue.size());
+            // struct virtq_used: le16 flags, le16 idx, then pairs of le32 id and le32 len.
+            let address = GuestAddress(self.queue.used_ring().saturating_add(4 + 8 * place));
+            let pair = u64::from(*head) | u64::from(*length) << 32;
+            let written = memory.write_slice(&pair.to_le_bytes(), address);
+            written.map_err(|e| self_error(self.index, &virtio_queue::Error::GuestMemory(e)))?;
+        }
+        // The last one makes the index, and with it all of them, visible.
+        self.queue.set_next_used(first.wrapping_add(earlier.len() as u16));
+        self.push(memory, *head, *length)
+    }
+
     /// Tells the driver about the chains given back, if it wants to know.
     pub fn signal(&mut self, memory: &Memory, interrupt: &Interrupt) {
-        if self.queue.needs_notification(&**memory).unwrap_or(true) {
+        if self.wants_signal(memory) {
             interrupt.queue(self.index);
         }
+    }
+
+    /// virtio 1.2, 2.7.10: with an event index, only when the used index passes it. Not the crate's own
+    /// `needs_notification`, which does not know of what `push_together` gave back.
+    fn wants_signal(&mut self, memory: &Memory) -> bool {
+        let (before, now) = (self.told, self.queue.next_used());
+        self.told = now;
+        // What was given back is visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        if !self.queue.event_idx_enabled() {
+            return true;
+        }
+        // struct virtq_avail: le16 flags, le16 idx, the ring, le16 used_event.
+        let offset = 4 + 2 * u64::from(self.queue.size());
+        let address = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+        let Ok(event) = memory.load::<u16>(address, Ordering::Relaxed) else { return true };
+        now.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < now.wrapping_sub(before)
     }
 
     /// Whether chains are waiting.
@@ -102,10 +145,8 @@ impl ActiveQueue {
         if !self.ready {
             return Ok(false);
         }
-        let index = self
-            .queue
-            .avail_idx(&**memory, std::sync::atomic::Ordering::Acquire)
-            .map_err(|e| self_error(self.index, &e))?;
+        let index =
+            self.queue.avail_idx(&**memory, Ordering::Acquire).map_err(|e| self_error(self.index, &e))?;
         Ok(index.0 != self.queue.next_avail())
     }
 
@@ -193,6 +234,18 @@ impl ActiveQueue {
         self.push(memory, head, length)?;
         *served += 1;
         Ok(())
+    }
+
+    /// Where its rings are and where it stands, for another process that is to serve it.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    /// Goes on where another process has stopped: indices into the available and the used ring.
+    pub fn continue_at(&mut self, next_available: u16, next_used: u16) {
+        self.queue.set_next_avail(next_available);
+        self.queue.set_next_used(next_used);
     }
 
     /// What is saved of it.
