@@ -228,8 +228,9 @@ impl Kind for Balloon {
                 let told = GuestStatistics::read(chain, memory);
                 let mut state = self.lock();
                 state.statistics = Some(told);
-                // A driver has one such chain; if it sends a second the first goes back by way of `woken`.
-                if state.kept.is_some() {
+                // A driver has one such chain: a second goes back at once, and so does what is no descriptor of the queue
+                // (which breaks it), for it could not be told from a state that makes no sense.
+                if state.kept.is_some() || head >= Self::QUEUES[usize::from(STATISTICS)] {
                     return Answer::Done(0);
                 }
                 state.kept = Some(head);

@@ -153,6 +153,16 @@ fn a_second_chain_of_statistics_goes_back_at_once_so_that_none_is_lost() {
 }
 
 #[test]
+fn a_head_that_is_no_descriptor_breaks_the_queue_and_is_not_saved() {
+    let mut rig = rig();
+    rig.queues[2].offer(46);
+    until("a reset is asked for", || rig.queues[2].interrupt.pending() & 2 != 0);
+    rig.device.pause().unwrap();
+    let state = rig.device.save().unwrap();
+    rig.device.restore(state.inner).unwrap();
+}
+
+#[test]
 fn a_saved_balloon_still_has_the_chain_that_it_kept() {
     let mut rig = rig();
     let head = rig.queues[2].chain(&[(DATA, 10, 0)]);

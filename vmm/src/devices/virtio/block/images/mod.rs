@@ -13,11 +13,13 @@ use serde_json::Value;
 pub use table::{Extent, ImagesError};
 use table::{Place, Table};
 
+use super::counters::BlockStats;
 use super::device::{BlockDevice, Kept};
 use super::faults::OnFault;
 use super::guest_buffers::{GuestBuffers, Patience};
 use super::protocol::Traits;
 use super::request::Range;
+use super::service::Service;
 use super::storage::{Storage, read_only};
 use super::threads::BlockThreads;
 
@@ -48,13 +50,15 @@ const TRAITS: Traits = Traits {
 pub fn images(threads: &BlockThreads, on_fault: OnFault) -> (BlockDevice, ImagesHandle) {
     let disk = Arc::new(Images { table: Table::new(IMAGES_CAPACITY) });
     let device = BlockDevice::new("images", TRAITS, &disk, threads, on_fault);
-    (device, ImagesHandle { disk })
+    let service = device.service().clone();
+    (device, ImagesHandle { disk, service })
 }
 
 /// Puts layers on the images disk and takes them off. Cheap to clone; any thread.
 #[derive(Clone)]
 pub struct ImagesHandle {
     disk: Arc<Images>,
+    service: Arc<Service>,
 }
 
 impl ImagesHandle {
@@ -83,6 +87,12 @@ impl ImagesHandle {
     #[must_use]
     pub fn list(&self) -> Vec<(String, Extent)> {
         self.disk.table.list()
+    }
+
+    /// What the device has done.
+    #[must_use]
+    pub fn stats(&self) -> BlockStats {
+        self.service.counters().read()
     }
 }
 
