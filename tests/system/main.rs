@@ -21,5 +21,6 @@ mod security_context;
 mod stats;
 mod streaming;
 mod survival;
+mod systemd;
 mod torn_records;
 mod userns;

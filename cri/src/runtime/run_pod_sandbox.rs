@@ -14,6 +14,7 @@ use super::{Error, PodRequest, Result, Runtime, host};
 use crate::api::runtime::{PodSandboxConfig, RunPodSandboxRequest};
 use crate::sandbox::{Launched, Launcher, Nascent, Outside, Place};
 use crate::store::record::{PodPhase, SandboxRecord};
+use crate::systemd::slice;
 
 impl Runtime {
     /// Makes a pod and returns its id. A repeated request joins the one under way, or gets the pod that it made.
@@ -111,7 +112,9 @@ impl Runtime {
         let (attachment, nascent) = self.network_and_agent(pod, network, namespaces.as_deref()).await?;
         let addresses: Vec<IpAddr> =
             attachment.as_ref().map_or_else(Vec::new, |attachment| attachment.addresses.clone());
-        let ours = pod.with_record(|record| record.cgroup_levels > 0);
+        // Of a slice only the launcher knows whether somebody has made it.
+        let ours = pod
+            .with_record(|record| record.cgroup_levels > 0 || slice::is_slice(&record.cgroup_parent));
         let shm_size = self.config.pod.shm_size;
         let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours)?;
         let outside = Outside {

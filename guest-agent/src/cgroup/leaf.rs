@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::control::Control;
 use super::hierarchies::Version;
-use super::{CgroupError, OomWatch, cpuset, devices, freeze, files, kill, oom, resources, tree};
+use super::{CgroupError, OomWatch, cpuset, devices, files, freeze, kill, oom, resources, tree};
 use crate::protocol::messages::{DeviceRule, Resources};
 
 /// How long [`Leaf::remove`] waits for killed processes to be gone.
@@ -62,6 +62,11 @@ impl Leaf {
             }
         }
         Ok(())
+    }
+
+    /// Whether it exists in the hierarchy that knows of kills for memory.
+    pub fn exists(&self) -> bool {
+        self.control.version_of("memory").is_some_and(|version| self.control.exists(version))
     }
 
     /// Sets what `resources` names and leaves the rest alone; a 0 means "not given", as in CRI. Changes are made in an

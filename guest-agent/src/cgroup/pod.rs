@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, mkdirat, unlinkat};
 use rustix::io::Errno;
 
 use super::control::{Control, Directories};
-use super::{CgroupError, Hierarchies, Leaf, cpuset, files, path, resources};
+use super::{CgroupError, Hierarchies, Leaf, cpuset, files, oom, path, resources};
 use crate::protocol::messages::Resources;
 
 /// How often the walk starts anew when somebody removes a level that it is about to use.
@@ -86,6 +86,11 @@ impl PodCgroup {
         let unified = if hierarchies.unified.is_some() { opened.pop().flatten() } else { None };
         let directories = Arc::new(Directories { hierarchies, path, v1: opened, unified });
         Ok(Self { control: Control { directories, leaf: None }, created })
+    }
+
+    /// How many processes the kernel has killed for memory: on v2 in it and below it.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        oom::kills(&self.control)
     }
 
     /// Whether it exists in any hierarchy.

@@ -174,6 +174,7 @@ impl Server {
             buffers_used: now,
             orphan_check: now + ORPHAN_CHECK,
             stopping: None,
+            oom_kills_told: 0,
             guest: None,
         })
     }

@@ -47,6 +47,8 @@ pub(super) struct Container {
     pub(super) stdin_once: bool,
     pub(super) inputs: Vec<AttachedInput>,
     pub(super) oom: Option<OomState>,
+    /// The kernel has killed one of its processes for memory.
+    pub(super) oom_killed: bool,
     pub(super) phase: Phase,
     /// What it holds of a guest's disks and files.
     pub(super) holdings: Holdings,
@@ -76,6 +78,11 @@ pub(super) struct OomState {
 impl OomState {
     pub(super) const fn new(watch: OomWatch) -> Self {
         Self { watch, kills: 0, look_again: None }
+    }
+
+    /// Kills that were told of.
+    pub(super) const fn kills(&self) -> u64 {
+        self.kills
     }
 
     /// True if the kernel has killed since the last look.
@@ -231,6 +238,7 @@ impl Server {
         let Some(oom) = &mut container.oom else { return };
         if oom.has_grown() {
             oom.look_again = None;
+            self.oom_kills_told = self.pod.cgroup.oom_kills().unwrap_or(0);
             let id = container.id.clone();
             self.send_event(Event { event: Some(event::Event::Oom(id)) });
         } else if oom.look_again.is_none() {

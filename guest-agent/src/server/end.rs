@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use hull_sys::process::{self, Ended};
 
-use super::Server;
-use super::container::Phase;
+use super::container::{OomState, Phase};
 use super::report;
+use super::{SIGKILL, Server};
 use crate::protocol::exit_record;
 use crate::protocol::messages::{Event, ExitRecord, event};
 use crate::stdio::now;
@@ -74,6 +74,9 @@ impl Server {
             }
         }
         let all = container.drain(buffers);
+        let killed = matches!(ended, Ended::Killed(SIGKILL));
+        self.look_for_oom_kills(index, killed);
+        let container = &mut self.containers[index];
         let this_moment = Instant::now();
         container.phase = Phase::Ending {
             ended,
@@ -86,6 +89,21 @@ impl Server {
         }
         if all {
             self.report_end(index);
+        }
+    }
+
+    /// Notes whether the kernel has killed any of a container's processes for memory. Whoever else owns cgroups (systemd)
+    /// may have removed the container's by now; then the pod's, which counts those of all below it, tells, if a signal
+    /// `killed` the container.
+    fn look_for_oom_kills(&mut self, index: usize, killed: bool) {
+        let in_pod = self.pod.cgroup.oom_kills().unwrap_or(0);
+        let container = &mut self.containers[index];
+        let own = container.leaf.oom_kills().unwrap_or(0);
+        let noticed = container.oom.as_ref().map_or(0, OomState::kills);
+        let gone = killed && own == 0 && !container.leaf.exists();
+        if own > 0 || noticed > 0 || gone && in_pod > self.oom_kills_told {
+            container.oom_killed = true;
+            self.oom_kills_told = in_pod;
         }
     }
 
@@ -124,15 +142,15 @@ impl Server {
 
     /// Writes the exit record, then tells of it.
     fn report_end(&mut self, index: usize) {
+        let Phase::Ending { ended, finished_at, .. } = self.containers[index].phase else { return };
+        self.look_for_oom_kills(index, false);
         let container = &mut self.containers[index];
-        let Phase::Ending { ended, finished_at, .. } = container.phase else { return };
-        let oom_kills = container.leaf.oom_kills().unwrap_or(0);
         let record = ExitRecord {
             container_id: container.id.clone(),
             exit_code: ended.exit_code(),
             finished_at,
             started_at: container.started.started_at,
-            oom_killed: oom_kills > 0,
+            oom_killed: container.oom_killed,
         };
         if let Err(error) = exit_record::write(self.pod.state_directory.as_fd(), &record) {
             report::line(format_args!("cannot write the exit record of container {}: {error}", container.id));

@@ -88,6 +88,8 @@ struct Server {
     buffers_used: Instant,
     orphan_check: Instant,
     stopping: Option<Stopping>,
+    /// Kills for memory in the whole pod, as counted when one was last told of.
+    oom_kills_told: u64,
     /// What an agent has that is the first process of a guest.
     guest: Option<Box<Machine>>,
 }

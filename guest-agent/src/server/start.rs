@@ -94,6 +94,7 @@ impl Server {
             stdin_once: spec.stdin_once,
             inputs: Vec::new(),
             oom: None,
+            oom_killed: false,
             phase: Phase::Running { pidfd: launched.pidfd, process },
             holdings: Holdings::default(),
         });
