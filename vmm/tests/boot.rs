@@ -5,9 +5,11 @@
 #![cfg(feature = "machine")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod busybox;
+
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -16,34 +18,12 @@ use std::time::{Duration, Instant};
 use hull_vmm::devices::legacy::PortEvent;
 use hull_vmm::machine::{Core, CoreConfig, CoreFiles, CoreState, Kernel};
 use hull_vmm::memory::MachineMemory;
-use hull_vmm::probe;
 use hull_vmm::vcpu::{VcpuEvent, VcpuEvents};
+
+use busybox::{initramfs, kernel, kvm};
 
 /// A guest may be emulated as a whole.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-const INIT: &str = r#"#!/bin/sh
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-echo "test: init"
-for word in $(cat /proc/cmdline); do
-  case $word in
-    test.memory) grep MemTotal /proc/meminfo; grep 'System RAM' /proc/iomem ;;
-    test.cpus)
-      echo "test: $(nproc) online of $(cat /sys/devices/system/cpu/present)"
-      for cpu in 1 2 3; do
-        echo 1 >/sys/devices/system/cpu/cpu$cpu/online && echo "test: $(nproc) online"
-      done ;;
-    test.idle) echo "test: idle"; sleep 8; echo "test: awake" ;;
-    test.count) i=0; while :; do i=$((i + 1)); echo "test: count $i"; usleep 200000; done ;;
-    test.off) poweroff -f ;;
-    test.restart) reboot -f ;;
-    test.panic) exit 3 ;;
-    test.devices) ls -l /sys/bus/virtio/devices /sys/bus/acpi/devices; dmesg | tail -150 ;;
-  esac
-done
-sleep 1000
-"#;
 
 struct Guest {
     core: Core,
@@ -53,58 +33,9 @@ struct Guest {
     _console_path: tempfile::NamedTempFile,
 }
 
-fn kernel() -> PathBuf {
-    std::env::var_os("HULL_GUEST_KERNEL").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target-guest/vmlinux")),
-        Into::into,
-    )
-}
-
-/// /dev/kvm, if it can.
-fn kvm() -> Option<OwnedFd> {
-    match probe::open().and_then(|kvm| probe::probe(kvm.as_fd(), probe::LIMIT).map(|()| kvm)) {
-        Ok(kvm) => Some(kvm),
-        Err(reason) => {
-            eprintln!("skipped: {reason}");
-            None
-        }
-    }
-}
-
-/// A cpio archive ("newc") with busybox and the script.
-fn initramfs() -> File {
-    let mut archive = tempfile::tempfile().unwrap();
-    let mut entry =
-        |name: &str, mode: u32, content: &[u8], device: (u32, u32)| {
-            let mut bytes = format!(
-            "070701{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{name}\0",
-            0, mode, 0, 0, 1, 0, content.len(), 0, 0, device.0, device.1, name.len() + 1, 0
-        )
-        .into_bytes();
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes.extend(content);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            archive.write_all(&bytes).unwrap();
-        };
-    for directory in ["bin", "dev", "proc", "sys"] {
-        entry(directory, 0o40755, b"", (0, 0));
-    }
-    entry("dev/console", 0o20600, b"", (5, 1));
-    entry("bin/busybox", 0o100755, &std::fs::read("/bin/busybox").unwrap(), (0, 0));
-    let applets = [
-        "sh", "mount", "grep", "cat", "nproc", "sleep", "usleep", "poweroff", "reboot", "ls", "dmesg", "tail",
-    ];
-    for applet in applets {
-        entry(&format!("bin/{applet}"), 0o120777, b"busybox", (0, 0));
-    }
-    entry("init", 0o100755, INIT.as_bytes(), (0, 0));
-    entry("TRAILER!!!", 0, b"", (0, 0));
-    archive
-}
-
 fn events() -> (VcpuEvents, Receiver<VcpuEvent>) {
     let (sender, receiver) = channel();
-    (Arc::new(move |event| sender.send(event).unwrap()), receiver)
+    (Arc::new(move |event| drop(sender.send(event))), receiver)
 }
 
 fn console() -> (tempfile::NamedTempFile, OwnedFd, File) {
@@ -175,13 +106,24 @@ fn processor_time() -> Duration {
 }
 
 #[test]
-fn a_guest_sees_all_its_memory_and_brings_its_processors_up_one_by_one_and_then_costs_nothing() {
+fn a_guest_sees_all_its_memory_and_costs_nothing_idle_and_brings_its_processors_up_one_by_one() {
     let Some(kvm) = kvm() else { return };
 
-    let mut guest = Guest::boot(kvm, 4, (3 << 30) + (512 << 20), "test.memory test.cpus test.idle test.off");
+    let mut guest = Guest::boot(kvm, 4, (3 << 30) + (512 << 20), "test.memory test.idle test.cpus test.off");
 
     guest.wait_for("test: init");
     guest.wait_for("MemTotal");
+    guest.wait_for("test: idle");
+    // Booting leaves work behind that ends in the seconds after it.
+    let spent: Vec<_> = (0..6)
+        .map(|_| {
+            let before = processor_time();
+            std::thread::sleep(Duration::from_secs(2));
+            processor_time() - before
+        })
+        .collect();
+    eprintln!("idle: {spent:?} of processor time in 2 s each");
+    assert!(spent.iter().min().unwrap() < &Duration::from_millis(40), "{spent:?}");
     guest.wait_for("test: 1 online of 0-3");
     for online in 2..=4 {
         guest.wait_for(&format!("test: {online} online"));
@@ -196,13 +138,6 @@ fn a_guest_sees_all_its_memory_and_brings_its_processors_up_one_by_one_and_then_
     // What lies above 3 GiB is above 4.
     assert!(guest.seen.contains("00100000-bfffffff : System RAM"), "{}", guest.seen);
     assert!(guest.seen.contains("100000000-11fffffff : System RAM"), "{}", guest.seen);
-    guest.wait_for("test: idle");
-    std::thread::sleep(Duration::from_millis(500));
-    let before = processor_time();
-    std::thread::sleep(Duration::from_secs(2));
-    let spent = processor_time() - before;
-    eprintln!("idle: {spent:?} of processor time in 2 s");
-    assert!(spent < Duration::from_millis(40), "{spent:?} in 2 s");
     assert!(matches!(guest.event(), VcpuEvent::Port(PortEvent::PowerOff)));
     guest.core.end();
 }

@@ -26,6 +26,8 @@ pub mod rng;
 mod interrupt;
 /// The MMIO transport.
 pub mod mmio;
+/// A NIC on a tap.
+pub mod net;
 /// A queue that the driver has set up, and how chains are taken from it and given back.
 mod queue;
 /// The buffers of a chain, and system calls straight into and out of guest memory.
