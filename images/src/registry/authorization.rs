@@ -40,7 +40,8 @@ pub(super) async fn answer(
     if let Some(Challenge::Bearer { realm, service, scope: asked, error }) =
         challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }))
     {
-        let scope = if asked.is_empty() { scope } else { asked };
+        // A challenge knows of the one request; a push needs the rights of all that follow.
+        let scope = if asked.is_empty() || scope.contains("push") { scope } else { asked };
         let realm = realm_url(realm, secure).map_err(|reason| unauthorized(&reason))?;
         tracing::debug!(host, %realm, service, scope, error, "asking for a token");
         let token = fetch_token(client, host, realm, service, scope, credentials).await?;

@@ -103,6 +103,7 @@ impl Blob {
             accept: None,
             offset: self.offset,
             what: "the blob",
+            upload: None,
         };
         let response = match host.request(&ask).await {
             Ok(response) => response,

@@ -58,24 +58,74 @@ impl Registry {
         hosts_dir: &Path,
         progress_timeout: Duration,
     ) -> Result<Self, RegistryError> {
+        let scope = format!("repository:{}:pull", reference.path());
+        Self::open(reference, credentials, hosts_dir, progress_timeout, &scope)
+    }
+
+    /// The same for a push, which may take blobs from the repositories `sources` of this registry.
+    pub(crate) fn for_push(
+        reference: &Reference,
+        sources: &[String],
+        credentials: Option<&Credentials>,
+        hosts_dir: &Path,
+        progress_timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        let mut scope = format!("repository:{}:pull,push", reference.path());
+        for source in sources {
+            scope.push_str(&format!(" repository:{source}:pull"));
+        }
+        let mut registry = Self::open(reference, credentials, hosts_dir, progress_timeout, &scope)?;
+        registry.hosts.retain(|host| host.is_server());
+        match registry.hosts.is_empty() {
+            true => Err(RegistryError::Configuration {
+                path: hosts_dir.join(reference.domain()),
+                reason: "it names no server that images could be pushed to".to_owned(),
+            }),
+            false => Ok(registry),
+        }
+    }
+
+    fn open(
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        hosts_dir: &Path,
+        progress_timeout: Duration,
+        scope: &str,
+    ) -> Result<Self, RegistryError> {
         if let Some(credentials) = credentials {
             credentials.check()?;
         }
         let mut hosts = Vec::new();
         for config in hosts::load(hosts_dir, reference.domain())? {
-            let host =
-                Host::new(config, reference.domain(), reference.path(), credentials, progress_timeout)?;
+            let scope = scope.to_owned();
+            let host = Host::new(config, reference.domain(), credentials, progress_timeout, scope)?;
             hosts.push(Arc::new(host));
         }
         Ok(Self { reference: reference.clone(), hosts })
+    }
+
+    /// The registry itself; only after [`Registry::for_push`], which has made sure that there is one.
+    pub(super) fn server(&self) -> Option<&Host> {
+        self.hosts.first().map(Arc::as_ref)
+    }
+
+    /// Path of the repository.
+    pub(super) fn repository(&self) -> &str {
+        self.reference.path()
     }
 
     /// The digest that the reference means now, without fetching anything; None when the registry does not say so in a
     /// header. Also proves that the credentials are good for the repository.
     pub(crate) async fn digest(&self) -> Result<Option<Digest>, RegistryError> {
         let (path, by_tag) = self.manifest_path();
-        let ask =
-            Ask { method: Method::HEAD, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let ask = Ask {
+            method: Method::HEAD,
+            path: &path,
+            accept: Some(ACCEPT),
+            offset: 0,
+            upload: None,
+            what: "the manifest",
+        };
         let (_, response) = self.ask(&ask, by_tag).await?;
         Ok(digest_header(response.headers()))
     }
@@ -104,7 +154,7 @@ impl Registry {
         what: &'static str,
     ) -> Result<Bytes, RegistryError> {
         let path = format!("{}/blobs/{}", self.reference.path(), descriptor.digest);
-        let ask = Ask { method: Method::GET, path: &path, accept: None, offset: 0, what };
+        let ask = Ask { method: Method::GET, path: &path, accept: None, offset: 0, upload: None, what };
         let (host, response) = self.ask(&ask, false).await?;
         let bytes = read_bounded(response, host.name(), what, limit.min(descriptor.size)).await?;
         verify(host.name(), what, &bytes, &descriptor.digest)?;
@@ -176,8 +226,14 @@ impl Registry {
             return self.fetch_manifest(digest).await;
         }
         let (path, by_tag) = self.manifest_path();
-        let ask =
-            Ask { method: Method::GET, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let ask = Ask {
+            method: Method::GET,
+            path: &path,
+            accept: Some(ACCEPT),
+            offset: 0,
+            upload: None,
+            what: "the manifest",
+        };
         let (host, response) = self.ask(&ask, by_tag).await?;
         let named = digest_header(response.headers());
         let media_type = media_type(response.headers());
@@ -194,8 +250,14 @@ impl Registry {
 
     async fn fetch_manifest(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
         let path = format!("{}/manifests/{digest}", self.reference.path());
-        let ask =
-            Ask { method: Method::GET, path: &path, accept: Some(ACCEPT), offset: 0, what: "the manifest" };
+        let ask = Ask {
+            method: Method::GET,
+            path: &path,
+            accept: Some(ACCEPT),
+            offset: 0,
+            upload: None,
+            what: "the manifest",
+        };
         let (host, response) = self.ask(&ask, false).await?;
         let media_type = media_type(response.headers());
         let bytes = read_bounded(response, host.name(), "the manifest", MAX_MANIFEST).await?;

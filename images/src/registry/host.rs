@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::Mutex as AsyncMutex;
@@ -44,7 +45,7 @@ pub(super) struct Host {
     name: String,
     headers: HeaderMap,
     credentials: Option<Credentials>,
-    /// The scope of pulling from the repository.
+    /// What is done with the repository.
     scope: String,
     /// The registry that a mirror is asked about (`ns`, containerd docs/hosts.md, "Registry Mirrors").
     namespace: Option<String>,
@@ -67,6 +68,21 @@ pub(super) struct Ask<'a> {
     pub(super) offset: u64,
     /// What it is, for messages.
     pub(super) what: &'a str,
+    /// What is sent, and where to if not to `path`.
+    pub(super) upload: Option<Upload<'a>>,
+}
+
+/// What a request carries to the registry.
+#[derive(Clone)]
+pub(super) struct Upload<'a> {
+    /// An address that the registry gave; None: the request's path.
+    pub(super) to: Option<&'a Url>,
+    /// Parameters beyond those of the address.
+    pub(super) query: &'a [(&'a str, &'a str)],
+    pub(super) content_type: &'a str,
+    pub(super) bytes: Bytes,
+    /// Where the bytes begin in the whole; None: they are the whole.
+    pub(super) range: Option<u64>,
 }
 
 /// Why one attempt failed, and whether another may help.
@@ -84,13 +100,14 @@ impl From<RegistryError> for Failure {
 }
 
 impl Host {
-    /// Prepares the client. `domain` is the registry of the image, `repository` its path there.
+    /// Prepares the client. `domain` is the registry of the image; `scope` what is to be done there, as token services
+    /// name it.
     pub(super) fn new(
         config: HostConfig,
         domain: &str,
-        repository: &str,
         credentials: Option<&Credentials>,
         progress_timeout: Duration,
+        scope: String,
     ) -> Result<Self, RegistryError> {
         let name = authority(&config.base);
         let client = client(&config, &name, progress_timeout)?;
@@ -120,7 +137,7 @@ impl Host {
             client,
             headers,
             credentials: credentials.cloned(),
-            scope: format!("repository:{repository}:pull"),
+            scope,
             namespace: is_mirror.then(|| domain.to_owned()),
             authorization: Mutex::new(authorization),
             authenticating: AsyncMutex::new(()),
@@ -233,7 +250,11 @@ impl Host {
         ask: &Ask<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
-        let mut url = self.url(ask.path);
+        let upload = ask.upload.as_ref();
+        let mut url = upload.and_then(|upload| upload.to).cloned().unwrap_or_else(|| self.url(ask.path));
+        for (key, value) in upload.map_or(&[][..], |upload| upload.query) {
+            url.query_pairs_mut().append_pair(key, value);
+        }
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.client.request(ask.method.clone(), url.clone());
             if same_origin(&url, &self.config.base) {
@@ -248,6 +269,13 @@ impl Host {
             request = request.header(ACCEPT_ENCODING, "identity");
             if ask.offset > 0 {
                 request = request.header(RANGE, format!("bytes={}-", ask.offset));
+            }
+            if let Some(upload) = upload {
+                request = request.header(CONTENT_TYPE, upload.content_type).body(upload.bytes.clone());
+                if let Some(start) = upload.range {
+                    let end = start + (upload.bytes.len() as u64).saturating_sub(1);
+                    request = request.header(CONTENT_RANGE, format!("{start}-{end}"));
+                }
             }
             let response = request.send().await.map_err(|error| self.cut(error))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -309,6 +337,22 @@ impl Host {
     /// The error for an answer that breaks the protocol.
     pub(super) fn protocol(&self, reason: &str) -> RegistryError {
         RegistryError::Protocol { host: self.name.clone(), reason: reason.to_owned() }
+    }
+
+    /// The address that an answer names, if it may be used: whoever is reached by https is not left for http.
+    pub(super) fn location(&self, response: &Response) -> Result<Url, RegistryError> {
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let url = location.and_then(|location| response.url().join(location).ok());
+        let url = url.ok_or_else(|| self.protocol("it names no valid address for an upload"))?;
+        match (self.config.base.scheme(), url.scheme()) {
+            (_, "https") | ("http", "http") => Ok(url),
+            _ => Err(self.protocol("it names an address without encryption for an upload")),
+        }
+    }
+
+    /// Whether it is the registry itself, where images are pushed to.
+    pub(super) fn is_server(&self) -> bool {
+        self.config.is_server
     }
 
     fn url(&self, path: &str) -> Url {

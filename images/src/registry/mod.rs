@@ -13,6 +13,7 @@ mod hosts;
 mod manifest;
 mod platform;
 mod text;
+mod upload;
 
 pub(crate) use blob::Blob;
 pub(crate) use client::{Registry, Resolved};

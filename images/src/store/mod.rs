@@ -20,6 +20,7 @@ mod names;
 mod new_image;
 mod progress;
 mod pull;
+mod push;
 mod save;
 mod spool;
 mod stack;
@@ -52,6 +53,7 @@ pub use load::LoadError;
 pub use names::LayerUsage;
 pub use new_image::{ImageChange, NewImage, NewImageError};
 pub use progress::PullProgress;
+pub use push::{PushError, PushProgress};
 pub use save::{SaveError, Saving};
 
 /// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`

@@ -19,6 +19,8 @@ mod mounting;
 mod names;
 /// Pulls that succeed.
 mod pulls;
+/// Images that go to a registry.
+mod pushes;
 /// Removal, holds, sweeping, and what a crash leaves.
 mod removal;
 /// A registry whose answers a test decides.
