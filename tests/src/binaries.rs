@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 pub fn program(name: &str) -> PathBuf {
     let path = match std::env::var_os("HULL_BIN_DIR") {
         Some(directory) => PathBuf::from(directory).join(name),
-        None if name == "hull-agent" => {
-            workspace().join("target-agent/x86_64-unknown-linux-gnu/agent/hull-agent")
-        }
+        // Static programs have a build directory of their own.
+        None if matches!(name, "hull-agent" | "hull-vmm" | "hull-virtiofsd") => static_programs().join(name),
         None => build_directory().join(name),
     };
     assert!(path.is_file(), "{} is missing: run hack/build debug (or tests) first", path.display());
     path
+}
+
+/// Where hack/build puts what is linked statically.
+pub fn static_programs() -> PathBuf {
+    workspace().join("target-agent/x86_64-unknown-linux-gnu/agent")
 }
 
 /// The checkout.

@@ -61,7 +61,7 @@ impl Daemon {
             daemon.name,
             daemon.path("certs.d").display(),
             daemon.bridge,
-        );
+        ) + &machines();
         std::fs::write(daemon.path("hull.toml"), config).unwrap();
         daemon.launch().await;
         daemon
@@ -255,6 +255,27 @@ impl Drop for Daemon {
             residue::unmount_below(self.directory.path());
         }
     }
+}
+
+/// Both runtime handlers, with what hack/build and hack/guest-kernel have made; whatever is missing is the daemon's to
+/// report.
+fn machines() -> String {
+    let programs = match std::env::var_os("HULL_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => crate::binaries::static_programs(),
+    };
+    let guest = std::env::var_os("HULL_GUEST_DIR")
+        .map_or_else(|| crate::binaries::workspace().join("target-guest"), PathBuf::from);
+    format!(
+        "\n[runtimes.handlers.process]\nkind = \"process\"\n[runtimes.handlers.microvm]\nkind = \"microvm\"\n\
+         [runtimes.handlers.microvm.machine]\nvmm = \"{}\"\nvirtiofsd = \"{}\"\nkernel = \"{}\"\ninitramfs = \"{}\"\n\
+         memory = \"512MiB\"\ndisk = \"1GiB\"\nkubelet_roots = [\"{}\"]\n",
+        programs.join("hull-vmm").display(),
+        programs.join("hull-virtiofsd").display(),
+        guest.join("vmlinux").display(),
+        guest.join("initramfs.cpio").display(),
+        crate::microvm::KUBELET_ROOT,
+    )
 }
 
 /// Held while a daemon under test is on the machine. Waiting blocks the thread: nothing else of the test runs then.

@@ -160,6 +160,23 @@ pub fn busybox_layer() -> Layer {
         .directory("home/web")
 }
 
+/// The host's perl with the libraries that it needs: sockets, locks and raw system calls from a script.
+pub fn perl_layer() -> Layer {
+    let read = |path: &str| std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let listed =
+        std::process::Command::new("ldd").arg("/usr/bin/perl").output().expect("ldd (package libc-bin)");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let mut layer = Layer::default().directory("usr").directory("usr/bin").file(
+        "usr/bin/perl",
+        0o755,
+        &read("/usr/bin/perl"),
+    );
+    for path in listed.split_whitespace().filter(|word| word.starts_with('/')) {
+        layer = layer.file(path.trim_start_matches('/'), 0o755, &read(path));
+    }
+    layer
+}
+
 /// Three layers in three packings: busybox; a file to be hidden and one to stay; a whiteout and a greeting.
 pub fn busybox() -> Image {
     Image::new(

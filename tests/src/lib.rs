@@ -17,6 +17,8 @@ pub mod image;
 pub mod liar;
 /// Calls that the independent client does not know yet.
 pub mod newer;
+/// MicroVM pods: whether this machine can run them, and tests of all kinds under that handler.
+pub mod microvm;
 /// Requests as a kubelet would write them.
 pub mod pod;
 /// A docker-registry on loopback.

@@ -51,9 +51,14 @@ pub fn networked_pod_config(daemon: &Daemon, name: &str) -> cri::PodSandboxConfi
     config
 }
 
+/// The host's network, or, where pods are machines, one of their own: those cannot have the host's.
 fn host_network() -> cri::NamespaceOption {
+    let network = match crate::microvm::by_default() {
+        true => cri::NamespaceMode::Pod,
+        false => cri::NamespaceMode::Node,
+    };
     cri::NamespaceOption {
-        network: cri::NamespaceMode::Node as i32,
+        network: network as i32,
         pid: cri::NamespaceMode::Container as i32,
         ipc: cri::NamespaceMode::Pod as i32,
         ..Default::default()
@@ -89,9 +94,24 @@ impl Pod {
     }
 
     pub async fn try_run(daemon: &Daemon, config: cri::PodSandboxConfig) -> Result<Pod, tonic::Status> {
+        Pod::try_run_by(daemon, &crate::microvm::default_handler(), config).await
+    }
+
+    /// A machine.
+    pub async fn run_microvm(daemon: &Daemon, config: cri::PodSandboxConfig) -> Pod {
+        let pod = Pod::try_run_by(daemon, "microvm", config).await;
+        pod.unwrap_or_else(|status| panic!("RunPodSandbox: {status}"))
+    }
+
+    /// By the runtime handler of this name.
+    pub async fn try_run_by(
+        daemon: &Daemon,
+        handler: &str,
+        config: cri::PodSandboxConfig,
+    ) -> Result<Pod, tonic::Status> {
         let mut client = daemon.runtime().await;
         let request =
-            cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+            cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         Ok(Pod { id, config, client })
     }

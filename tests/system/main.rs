@@ -5,14 +5,17 @@
 
 mod cli;
 mod conformance;
+mod container_images;
 mod dead_sources;
 mod events;
 mod first_pod;
 mod hostile_images;
+mod interactive;
 mod isolation;
 mod kill_anywhere;
 mod lessons;
 mod loop_devices;
+mod microvm;
 mod mounts;
 mod namespaces;
 mod network;

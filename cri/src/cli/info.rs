@@ -21,6 +21,11 @@ pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliEr
         "" => format!("{} ({})", info.network, info.network_mode),
         problem => format!("{}: not ready: {problem}", info.network_mode),
     };
+    let handler = |name: &String| match info.handler_problems.get(name) {
+        Some(problem) => format!("{name} (not available: {problem})"),
+        None => name.clone(),
+    };
+    let handlers: Vec<String> = info.runtime_handlers.iter().map(handler).collect();
     let lines = [
         ("hulld", format!("{}, pid {}, started {}", info.version, info.pid, age(info.started_at))),
         ("memory", size(info.resident_bytes)),
@@ -29,7 +34,7 @@ pub(super) async fn run(client: &mut Client, format: Format) -> Result<(), CliEr
         ("kernel", format!("{} {}", info.kernel, info.architecture)),
         ("cgroups", info.cgroup),
         ("network", network),
-        ("handlers", info.runtime_handlers.join(", ")),
+        ("handlers", handlers.join(", ")),
         ("pods", format!("{}, {} ready", info.pods, info.pods_ready)),
         ("containers", format!("{}, {} running", info.containers, info.containers_running)),
         ("images", format!("{}, {} on disk", info.images, size(info.image_bytes))),

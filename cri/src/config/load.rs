@@ -127,6 +127,18 @@ fn check_together(config: &Config) -> Result<(), (&'static str, String)> {
             return Err(("runtimes.handlers", reason));
         }
     }
+    for (name, handler) in &config.runtimes.handlers {
+        if handler.kind == super::SandboxKind::Process && handler.machine.is_some() {
+            let reason = format!("the handler \"{name}\" has no machine: its kind is \"process\"");
+            return Err(("runtimes.handlers", reason));
+        }
+        if let Some(machine) = &handler.machine
+            && machine.max_memory.is_some_and(|most| most < machine.memory)
+        {
+            let reason = format!("the handler \"{name}\" has a max_memory that is less than its memory");
+            return Err(("runtimes.handlers", reason));
+        }
+    }
     if !config.runtimes.handlers.contains_key(&config.runtimes.default) {
         let known: Vec<_> = config.runtimes.handlers.keys().map(String::as_str).collect();
         let reason =

@@ -191,6 +191,46 @@ pub struct RuntimesConfig {
 pub struct RuntimeHandlerConfig {
     /// What the pods of this handler are.
     pub kind: SandboxKind,
+    /// With the kind `microvm`: the machines. Unset: the defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineConfig>,
+}
+
+/// `[runtimes.handlers.NAME.machine]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The hull-vmm program. Unset: beside hulld, else in /usr/libexec/hull.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<PathBuf>,
+    /// The hull-virtiofsd program. Unset: as `vmm`.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub virtiofsd: Option<PathBuf>,
+    /// The guest's kernel. Unset: `vmlinux` beside hulld, else in /usr/lib/hull.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's initramfs with hull-agent in it. Unset: `initramfs.cpio`, as `kernel`.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+    /// Memory of a pod's machine if the pod has no memory limit; its containers cannot use more together.
+    #[serde(with = "value::size")]
+    pub memory: u64,
+    /// Most memory that a pod can be given later. Unset: the node's.
+    #[serde(with = "value::optional_size", skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<u64>,
+    /// Processors of a pod's machine if the pod has no CPU limit; never more than the node has.
+    #[serde(deserialize_with = "value::processors")]
+    pub vcpus: u32,
+    /// Size of each container's writable layer, of each emptyDir on disk and of each VOLUME of an image.
+    #[serde(with = "value::size")]
+    pub disk: u64,
+    /// What a machine needs beside its memory. Added to the limit of pods whose cgroup hull makes; for kubelet's pods
+    /// the RuntimeClass says it.
+    #[serde(with = "value::size")]
+    pub overhead: u64,
+    /// Directories of kubelets (`--root-dir`): what they write for pods is copied, and emptyDirs live in the machine.
+    #[serde(deserialize_with = "value::absolute_paths")]
+    pub kubelet_roots: Vec<PathBuf>,
 }
 
 /// What a pod is made of.
@@ -199,6 +239,8 @@ pub struct RuntimeHandlerConfig {
 pub enum SandboxKind {
     /// Namespaced processes on the host.
     Process,
+    /// Processes in a virtual machine of the pod's own.
+    Microvm,
 }
 
 impl Default for Config {
@@ -274,9 +316,29 @@ impl Default for StreamingConfig {
 
 impl Default for RuntimesConfig {
     fn default() -> Self {
+        let process = RuntimeHandlerConfig { kind: SandboxKind::Process, machine: None };
+        let machine = Some(MachineConfig::default());
+        let microvm = RuntimeHandlerConfig { kind: SandboxKind::Microvm, machine };
         let handlers =
-            BTreeMap::from([("process".into(), RuntimeHandlerConfig { kind: SandboxKind::Process })]);
+            BTreeMap::from([("process".into(), process), ("microvm".into(), microvm)]);
         RuntimesConfig { default: "process".into(), handlers }
+    }
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        MachineConfig {
+            vmm: None,
+            virtiofsd: None,
+            kernel: None,
+            initramfs: None,
+            memory: 2 << 30,
+            max_memory: None,
+            vcpus: 4,
+            disk: 10 << 30,
+            overhead: 96 << 20,
+            kubelet_roots: vec!["/var/lib/kubelet".into()],
+        }
     }
 }
 

@@ -39,6 +39,15 @@ fn the_example_explains_every_key() {
     let mut everything = Config::default();
     everything.agent.path = Some("/usr/libexec/hull/hull-agent".into());
     everything.network.mtu = Some(1500);
+    let microvm = everything.runtimes.handlers.get_mut("microvm").unwrap();
+    microvm.machine = Some(MachineConfig {
+        vmm: Some("/usr/libexec/hull/hull-vmm".into()),
+        virtiofsd: Some("/usr/libexec/hull/hull-virtiofsd".into()),
+        kernel: Some("/usr/lib/hull/vmlinux".into()),
+        initramfs: Some("/usr/lib/hull/initramfs.cpio".into()),
+        max_memory: Some(64 << 30),
+        ..MachineConfig::default()
+    });
     assert!(!everything.to_toml().unwrap().contains("None"));
     // When its keys are compared with those of the example
     let (mut wanted, mut found) = (BTreeSet::new(), BTreeSet::new());
@@ -88,7 +97,9 @@ fn a_bad_value_is_named_with_its_line_and_the_reason() {
         ("[pod]\nshm_size = \"lots\"", "2:12", "is not a size"),
         ("[cgroup]\nparent = \"/a/../..\"", "2:10", "contains \"..\""),
         ("listen = \"tcp://0.0.0.0:1\"", "1:10", "unix sockets only"),
-        ("[runtimes]\ndefault = \"vm\"", "2:11", "there is no handler \"vm\"; there is: process"),
+        ("[runtimes]\ndefault = \"vm\"", "2:11", "there is no handler \"vm\"; there is: microvm, process"),
+        ("[runtimes.handlers.process]\nkind = \"process\"\nmachine = {}", "1:20", "has no machine"),
+        ("[runtimes.handlers.process]\nkind = \"vm\"", "2:8", "unknown value \"vm\""),
         ("state = \"/var/lib/hull\"", "1:9", "root and state must be different directories"),
         ("[log\nlevel = 1", "1:5", ""),
     ] {

@@ -194,6 +194,26 @@ pub mod size {
     }
 }
 
+/// Bytes where none may be given.
+pub mod optional_size {
+    use super::*;
+
+    /// Writes `64MiB`; nobody asks for an unset one.
+    pub fn serialize<S: serde::Serializer>(bytes: &Option<u64>, out: S) -> Result<S::Ok, S::Error> {
+        size::serialize(&bytes.unwrap_or_default(), out)
+    }
+
+    /// Reads `64MiB`; zero is refused.
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+        size::deserialize(input).map(Some)
+    }
+}
+
+/// Processors of a machine: 1 to 64.
+pub fn processors<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    checked(input, |count: &u32| in_range("a machine's number of processors", u64::from(*count), 1, 64))
+}
+
 /// A level, or levels of single modules: `info,hull_network=debug`.
 pub fn check_log_level(text: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

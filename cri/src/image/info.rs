@@ -48,6 +48,7 @@ impl Runtime {
                 .filter(|container| container.phase() == ContainerPhase::Running)
                 .count() as u64,
             resident_bytes: resident_bytes(),
+            handler_problems: self.handler_problems(),
         })
     }
 }

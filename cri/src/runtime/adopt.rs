@@ -192,11 +192,18 @@ impl Runtime {
 
     /// Directories of pods and containers that have no record.
     async fn sweep_directories(self: &Arc<Self>) {
+        let pods: BTreeSet<String> = self.objects.pods().iter().map(|pod| pod.id().to_owned()).collect();
         for id in names_in(&self.config.state.join("pods")) {
             if self.objects.pods().iter().all(|pod| pod.id() != id) {
                 tracing::warn!(pod = id, "ending a pod that has no record");
                 self.end_unknown_pod(&id).await;
             }
+        }
+        // Those of pods that were ended just now are gone too: nothing uses their disks any more.
+        let launchers: Vec<_> = self.launchers.values().cloned().collect();
+        let sweep = move || launchers.iter().for_each(|launcher| launcher.sweep(&pods));
+        if let Err(error) = blocking(sweep).await {
+            tracing::warn!(%error, "cannot sweep what launchers have of pods that are gone");
         }
         for id in names_in(&self.config.root.join("containers")) {
             if self.objects.containers().iter().all(|container| container.id() != id)

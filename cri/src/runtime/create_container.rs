@@ -70,6 +70,8 @@ impl Runtime {
     ) -> Result<String> {
         let _order = pod.order.read().await;
         pod.ready_agent()?;
+        let admitted = pod.launcher.admit_container(&config);
+        admitted.map_err(Error::sandbox("cannot make the container"))?;
         let image_volumes = self.image_volumes(&config)?;
         let (image, layers) = self.image_of(&config, &image_volumes)?;
         self.check_sub_paths(&config, &image_volumes).await?;
@@ -92,9 +94,10 @@ impl Runtime {
         let directory = self.container_directory(&id);
         // A request that cannot be planned leaves nothing behind.
         let record = {
-            let (pod, directory, apparmor) = (pod.record(), directory.clone(), self.apparmor);
+            let kernel = self.kernel_of(pod);
+            let (pod, directory) = (pod.record(), directory.clone());
             let check = move || {
-                container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
+                container::plan(&record, &pod, &directory, &facts(&record, kernel)?)?;
                 Ok::<_, Error>(record)
             };
             blocking(check).await??
@@ -110,6 +113,12 @@ impl Runtime {
         }
         self.objects.add_container(Container::new(record, Arc::clone(pod), layers));
         Ok(id)
+    }
+
+    /// The kernel of a pod's containers.
+    pub(super) fn kernel_of(&self, pod: &Pod) -> Kernel {
+        let is_hosts = !pod.launcher.has_own_kernel();
+        Kernel { is_hosts, apparmor: self.apparmor && is_hosts }
     }
 
     /// The container's image, its layers held, with those of the images that it mounts.
@@ -213,9 +222,18 @@ fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
     }
 }
 
+/// The kernel that a container is to run on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel {
+    /// It is the host's, with the host's devices.
+    pub(super) is_hosts: bool,
+    /// It has AppArmor.
+    pub(super) apparmor: bool,
+}
+
 /// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
 /// always). Blocks for a little while.
-pub(super) fn facts(record: &ContainerRecord, apparmor: bool) -> Result<Facts> {
+pub(super) fn facts(record: &ContainerRecord, kernel: Kernel) -> Result<Facts> {
     let config = record.config.clone().unwrap_or_default();
     let context = container::context(&config);
     let profile = profile::seccomp(&context)?;
@@ -228,9 +246,9 @@ pub(super) fn facts(record: &ContainerRecord, apparmor: bool) -> Result<Facts> {
     let capabilities = container::capabilities(&context)?.bounding;
     let program = seccomp::compile(kind, capabilities).map_err(|error| Error::Invalid(error.to_string()))?;
     Ok(Facts {
-        devices: devices::look_up(&config.devices, context.privileged)?,
+        devices: devices::look_up(&config.devices, context.privileged, kernel.is_hosts)?,
         seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
         seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
-        apparmor,
+        apparmor: kernel.apparmor,
     })
 }

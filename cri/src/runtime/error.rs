@@ -109,6 +109,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::Lost(_) => Code::Unavailable,
         SandboxError::Silent(_) => Code::DeadlineExceeded,
         SandboxError::Source(_) | SandboxError::Encode(_) => Code::InvalidArgument,
+        SandboxError::Unsupported(_) => Code::FailedPrecondition,
         SandboxError::Host { .. } | SandboxError::Layers(_) => Code::Unknown,
         _ => Code::Internal,
     }

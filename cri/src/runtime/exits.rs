@@ -30,7 +30,7 @@ impl Runtime {
                 tokio::select! {
                     () = runtime.closing.cancelled() => return,
                     event = events.recv() => match event {
-                        Some(event) => runtime.note(&pod, event),
+                        Some(event) => runtime.note(&pod, event).await,
                         None => break,
                     },
                 }
@@ -41,9 +41,12 @@ impl Runtime {
         });
     }
 
-    fn note(&self, pod: &Pod, event: Event) {
+    async fn note(&self, pod: &Pod, event: Event) {
         match event.event {
-            Some(event::Event::Exited(record)) => self.note_exit(pod, &record),
+            Some(event::Event::Exited(record)) => {
+                pod.launcher.ended(&pod.place(), &record.container_id).await;
+                self.note_exit(pod, &record);
+            }
             Some(event::Event::Oom(container)) => {
                 tracing::info!(pod = pod.id(), container, "the kernel killed a process for memory");
             }
@@ -171,6 +174,10 @@ impl Runtime {
             return Err(SandboxError::Unexpected("the question who it is"));
         }
         for state in &report.containers {
+            let news = pod.container(&state.id).is_some_and(|container| !container.with_record(|one| one.is_over()));
+            if state.exit.is_some() && news {
+                pod.launcher.ended(&pod.place(), &state.id).await;
+            }
             self.note_state(pod, state);
         }
         for state in report.containers.iter().filter(|state| pod.container(&state.id).is_none()) {

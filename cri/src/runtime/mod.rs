@@ -72,7 +72,8 @@ pub use service::RuntimeServer;
 use self::names::Names;
 use self::objects::{ContainerKey, Objects, PodKey};
 use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
-use crate::config::{CgroupDriver, Config, NetworkMode};
+use crate::config::{CgroupDriver, Config, NetworkMode, SandboxKind};
+use crate::sandbox::microvm::MicrovmLauncher;
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
 use crate::security::capabilities;
@@ -131,7 +132,10 @@ pub struct Runtime {
     store: Store,
     images: Arc<ImageStore>,
     network: Arc<Network>,
+    /// Of process pods, and of whatever else is of no known kind.
     launcher: Arc<dyn Launcher>,
+    /// By runtime handler.
+    launchers: BTreeMap<String, Arc<dyn Launcher>>,
     objects: Objects,
     pod_names: Names<PodKey, PodRequest>,
     container_names: Names<ContainerKey, ContainerConfig>,
@@ -168,7 +172,8 @@ impl Runtime {
         let program = find_agent(&config)?;
         let systemd = systemd(config.cgroup.driver, &layout).await?;
         let launcher = ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?;
-        let launcher = Arc::new(launcher.with_systemd(systemd.clone()));
+        let launcher: Arc<dyn Launcher> = Arc::new(launcher.with_systemd(systemd.clone()));
+        let launchers = launchers(&config, &launcher, &images, &layout)?;
         let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;
         let closing = CancellationToken::new();
         let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
@@ -178,6 +183,7 @@ impl Runtime {
             images,
             network,
             launcher,
+            launchers,
             objects: Objects::default(),
             pod_names: Names::default(),
             container_names: Names::default(),
@@ -280,10 +286,9 @@ impl Runtime {
 
     /// The launcher of a runtime handler.
     fn launcher(&self, handler: &str) -> Result<Arc<dyn Launcher>> {
-        match self.config.handler(handler) {
-            Some((_, found)) => match found.kind {
-                crate::config::SandboxKind::Process => Ok(Arc::clone(&self.launcher)),
-            },
+        let found = self.config.handler(handler).and_then(|(name, _)| self.launchers.get(name));
+        match found {
+            Some(launcher) => Ok(Arc::clone(launcher)),
             None => {
                 let known: Vec<_> = self.config.runtimes.handlers.keys().collect();
                 Err(Error::Invalid(format!("there is no runtime handler {handler:?}; there are {known:?}")))
@@ -377,9 +382,27 @@ fn find_agent(config: &Config) -> std::result::Result<PathBuf, OpenError> {
     places.iter().find(|path| path.is_file()).cloned().ok_or(OpenError::NoAgent(places))
 }
 
-/// The launchers' names with what each can do, for Status.
-fn handlers(config: &Config) -> BTreeMap<String, &'static str> {
-    let mut handlers = BTreeMap::from([(String::new(), "process")]);
-    handlers.extend(config.runtimes.handlers.keys().map(|name| (name.clone(), "process")));
-    handlers
+/// A launcher for each runtime handler; those of process pods are all the same.
+fn launchers(
+    config: &Config,
+    process: &Arc<dyn Launcher>,
+    images: &Arc<ImageStore>,
+    layout: &CgroupLayout,
+) -> std::result::Result<BTreeMap<String, Arc<dyn Launcher>>, OpenError> {
+    let ids = Arc::default();
+    let mut launchers = BTreeMap::new();
+    for (name, handler) in &config.runtimes.handlers {
+        let launcher: Arc<dyn Launcher> = match handler.kind {
+            SandboxKind::Process => Arc::clone(process),
+            SandboxKind::Microvm => Arc::new(MicrovmLauncher::new(
+                handler.machine.clone().unwrap_or_default(),
+                &config.root,
+                Arc::clone(&ids),
+                Arc::clone(images),
+                layout,
+            )?),
+        };
+        launchers.insert(name.clone(), launcher);
+    }
+    Ok(launchers)
 }

@@ -22,6 +22,8 @@ impl Runtime {
         let config = request.config.ok_or_else(|| Error::Invalid("the request has no pod config".into()))?;
         let metadata = pod::check(&config)?;
         let launcher = self.launcher(&request.runtime_handler)?;
+        let admitted = launcher.admit(&config).await;
+        admitted.map_err(Error::sandbox(format!("cannot make the pod {}", metadata.name)))?;
         let wanted: PodRequest = (config, request.runtime_handler);
         match self.pod_names.claim(pod_key(&metadata), wanted.clone()) {
             Claim::New(reservation) => {
@@ -75,7 +77,9 @@ impl Runtime {
             false => Some(pod::network(&id, &config, &hostname)?),
         };
         // Everything that could be wrong with the request is found out before anything is made.
-        pod::create_sandbox(&id, &config, &[], &host, self.config.pod.shm_size, cgroup_levels > 0)?;
+        let own_kernel = launcher.has_own_kernel();
+        let shm_size = self.config.pod.shm_size;
+        pod::create_sandbox(&id, &config, &[], &host, shm_size, cgroup_levels > 0, own_kernel)?;
 
         let record = SandboxRecord {
             id: id.clone(),
@@ -116,7 +120,8 @@ impl Runtime {
         let ours = pod
             .with_record(|record| record.cgroup_levels > 0 || slice::is_slice(&record.cgroup_parent));
         let shm_size = self.config.pod.shm_size;
-        let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours)?;
+        let own_kernel = pod.launcher.has_own_kernel();
+        let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours, own_kernel)?;
         let outside = Outside {
             network_namespace: attachment.as_ref().map(|attachment| attachment.namespace.clone()),
             host_shm: pod::namespaces(config)?.host_ipc,
@@ -162,8 +167,9 @@ impl Runtime {
         namespaces: Option<&PodNamespaces>,
     ) -> Result<(Option<Attachment>, Box<dyn Nascent>)> {
         let place = pod.place();
+        let config = pod.with_record(|record| record.config.clone()).unwrap_or_default();
         let begin = |place: &Place| {
-            let begun = pod.launcher.begin(place);
+            let begun = pod.launcher.begin(place, &config);
             begun.map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))
         };
         let Some(network) = network else { return Ok((None, begin(&place)?)) };

@@ -81,11 +81,11 @@ impl Runtime {
     async fn prepare(&self, container: &Container) -> Result<(StartContainer, Slots)> {
         let (record, pod) = (container.record(), container.pod.record());
         let directory = self.container_directory(container.id());
-        let (launcher, apparmor) = (Arc::clone(&container.pod.launcher), self.apparmor);
+        let (launcher, kernel) = (Arc::clone(&container.pod.launcher), self.kernel_of(&container.pod));
         let (doing, place) = (doing(container), container.pod.place());
         // One thread that may wait for all of it: each change of threads costs more than most of the steps.
         let prepare = move || {
-            let mut plan = container::plan(&record, &pod, &directory, &facts(&record, apparmor)?)?;
+            let mut plan = container::plan(&record, &pod, &directory, &facts(&record, kernel)?)?;
             let slots = launcher.open(&place, &mut plan.start, &plan.sources);
             Ok((plan.start, slots.map_err(Error::sandbox(doing))?))
         };

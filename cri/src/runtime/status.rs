@@ -1,10 +1,12 @@
 //! Status: whether pods can be run, and what can be asked for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Runtime, handlers};
+use super::Runtime;
+use crate::sandbox::Launcher;
 use crate::api::runtime::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
     StatusResponse,
@@ -19,26 +21,43 @@ impl Runtime {
             reason: if problem.is_some() { reason.into() } else { String::new() },
             message: problem.unwrap_or_default(),
         };
-        let conditions = vec![
+        let mut conditions = vec![
             condition("RuntimeReady", None, ""),
             condition("NetworkReady", self.network.ready().err(), "NetworkPluginNotReady"),
         ];
+        for (name, launcher) in self.launchers.iter().filter(|(_, launcher)| launcher.has_own_kernel()) {
+            let kind = format!("RuntimeHandlerReady/{name}");
+            conditions.push(condition(&kind, launcher.problem(), "MachinesUnavailable"));
+        }
         let user_namespaces = self.user_namespaces.is_ok();
         // mount_setattr with AT_RECURSIVE is older than every kernel that mounts files as EROFS.
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
+        let features = |machine: bool| RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: user_namespaces && !machine,
+        };
+        let handler = |name: &str, launcher: &Arc<dyn Launcher>| RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(features(launcher.has_own_kernel())),
+        };
+        // kubelet asks for the default one by no name.
+        let default = self.launchers.get(&self.config.runtimes.default).map(|launcher| handler("", launcher));
+        let named = self.launchers.iter().map(|(name, launcher)| handler(name, launcher));
         StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info: if request.verbose { self.verbose() } else { BTreeMap::new() },
-            runtime_handlers: handlers(&self.config)
-                .into_keys()
-                .map(|name| RuntimeHandler { name, features: Some(features) })
-                .collect(),
+            runtime_handlers: default.into_iter().chain(named).collect(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: user_namespaces,
                 mount_options: true,
             }),
         }
+    }
+
+    /// Runtime handlers that can run no pods here, and why not.
+    pub(crate) fn handler_problems(&self) -> BTreeMap<String, String> {
+        let problem = |(name, launcher): (&String, &Arc<dyn Launcher>)| Some((name.clone(), launcher.problem()?));
+        self.launchers.iter().filter_map(problem).collect()
     }
 
     fn verbose(&self) -> BTreeMap<String, String> {

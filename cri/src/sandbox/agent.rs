@@ -127,10 +127,7 @@ impl Agent {
         Self::over(socket, Some(streams))
     }
 
-    fn over(
-        socket: UnixStream,
-        streams: Option<Arc<dyn Streams>>,
-    ) -> Result<(Self, Events), SandboxError> {
+    fn over(socket: UnixStream, streams: Option<Arc<dyn Streams>>) -> Result<(Self, Events), SandboxError> {
         let lost = |error: io::Error| SandboxError::Lost(error.to_string());
         let connection = Connection::new(socket).map_err(lost)?;
         let pending = Mutex::new(Pending::Open(HashMap::new()));

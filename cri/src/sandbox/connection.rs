@@ -1,12 +1,11 @@
-//! The bytes between hulld and an agent: frames with descriptors, out and in, on one non-blocking unix socket.
+//! The bytes between hulld and an agent, or a VMM: frames with descriptors, out and in, on one non-blocking unix socket.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hull_agent::protocol::messages::Message;
-use hull_agent::protocol::{Frame, FrameReader, FrameWriter};
+use hull_agent::protocol::{FrameMessage, FrameOf, FrameReaderOf, FrameWriter};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -32,7 +31,7 @@ impl Connection {
 
     /// Sends a frame, at once if the socket takes it (nearly always); otherwise [`Self::write_rest`] sends it. So a
     /// caller that goes away never leaves half a frame.
-    pub(super) fn send(&self, message: &Message, fds: Vec<OwnedFd>) -> io::Result<()> {
+    pub(super) fn send(&self, message: &impl FrameMessage, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut outgoing = self.outgoing();
         outgoing.push(message, fds)?;
         if !outgoing.write_to(self.socket.as_fd())? {
@@ -55,8 +54,11 @@ impl Connection {
         }
     }
 
-    /// The next frame from the agent; None at the end of the stream.
-    pub(super) async fn receive(&self, reader: &mut FrameReader) -> io::Result<Option<Frame>> {
+    /// The next frame from the other end; None at the end of the stream.
+    pub(super) async fn receive<M: FrameMessage>(
+        &self,
+        reader: &mut FrameReaderOf<M>,
+    ) -> io::Result<Option<FrameOf<M>>> {
         loop {
             if let Some(frame) = reader.next()? {
                 return Ok(Some(frame));

@@ -54,6 +54,17 @@ pub enum SandboxError {
     /// A host path that cannot be given to the pod in the way that was asked.
     #[error("{0}")]
     Source(String),
+    /// The machine of a microVM pod.
+    #[error("cannot {action} the pod's machine: {reason}")]
+    Machine {
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// What a pod or a container asks for cannot be in a machine, or no machine can be here.
+    #[error("{0}")]
+    Unsupported(String),
     /// A cgroup operation failed.
     #[error("cannot {action} the pod's cgroup: {reason}")]
     Cgroup {
@@ -69,6 +80,13 @@ impl SandboxError {
     pub(crate) fn host(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Host { action, path, source }
+    }
+}
+
+impl SandboxError {
+    /// For `map_err`: wraps whatever went wrong with a machine.
+    pub(crate) fn machine<E: ToString>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Machine { action, reason: error.to_string() }
     }
 }
 

@@ -7,11 +7,13 @@
 pub mod agent;
 mod connection;
 pub mod error;
+pub mod microvm;
 pub mod process;
 pub mod reach;
 pub mod source;
 mod user_namespace;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +24,7 @@ use hull_agent::protocol::messages;
 use hull_agent::sandbox::{IdMap, PodNamespaces};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
 use crate::stats::disk::Occupied;
 use crate::stats::{PodUsage, Subject};
 use crate::systemd::slice;
@@ -127,8 +130,28 @@ pub trait Launcher: Debug + Send + Sync {
     /// What kind of sandbox it makes.
     fn name(&self) -> &'static str;
 
+    /// Its pods have a kernel of their own: sysctls of the whole kernel are theirs, the host's devices are not.
+    fn has_own_kernel(&self) -> bool {
+        false
+    }
+
+    /// Why it can make no sandboxes at all.
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether there can be such a pod, found out before anything is made.
+    fn admit<'a>(&'a self, _config: &'a PodSandboxConfig) -> BoxFuture<'a, Result<(), SandboxError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Whether there can be such a container.
+    fn admit_container(&self, _config: &ContainerConfig) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
     /// Begins a launch with what needs nothing of the pod's network, so that both can be made at the same time.
-    fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError>;
+    fn begin(&self, place: &Place, config: &PodSandboxConfig) -> Result<Box<dyn Nascent>, SandboxError>;
 
     /// Makes the namespaces of a pod with a user namespace that maps these ids.
     fn user_namespace(
@@ -163,6 +186,11 @@ pub trait Launcher: Debug + Send + Sync {
         container: &'a str,
         log: LogPlace,
     ) -> BoxFuture<'a, Result<(), SandboxError>>;
+
+    /// A container has ended, and nobody has been told of it yet. Takes some seconds at most.
+    fn ended<'a>(&'a self, _place: &'a Place, _container: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
     /// Gives up what a container had from outside; its agent has forgotten it, or is gone.
     fn forget<'a>(&'a self, place: &'a Place, container: &'a str) -> BoxFuture<'a, Result<(), SandboxError>>;
@@ -208,4 +236,7 @@ pub trait Launcher: Debug + Send + Sync {
     /// Ends whatever is left of a pod without its agent's help: every process in the leaves, then the leaves and the
     /// levels that hull made. Blocks, for some seconds at most.
     fn clear(&self, place: &Place, leaves: &[String]) -> Result<(), SandboxError>;
+
+    /// Removes what it has of pods that are not among these. Blocks.
+    fn sweep(&self, _pods: &BTreeSet<String>) {}
 }

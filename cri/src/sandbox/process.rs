@@ -23,6 +23,7 @@ use super::{
     Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,
     SandboxError, Slots, Source, user_namespace,
 };
+use crate::api::runtime::PodSandboxConfig;
 use crate::server::descriptors;
 use crate::stats::disk::Occupied;
 use crate::stats::{self, PodUsage, Subject};
@@ -127,7 +128,7 @@ impl Launcher for ProcessLauncher {
         "process"
     }
 
-    fn begin(&self, place: &Place) -> Result<Box<dyn Nascent>, SandboxError> {
+    fn begin(&self, place: &Place, _config: &PodSandboxConfig) -> Result<Box<dyn Nascent>, SandboxError> {
         let (socket, pid) = self.spawn(place)?;
         let owner = self.owner(&place.cgroup_parent);
         let (hierarchies, layout) = (Arc::clone(&self.hierarchies), self.layout.clone());

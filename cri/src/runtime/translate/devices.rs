@@ -16,11 +16,14 @@ pub struct Devices {
     pub rules: Vec<messages::DeviceRule>,
 }
 
-/// Looks the devices up on the host. Blocks for a little while.
-pub fn look_up(cri: &[Device], privileged: bool) -> Result<Devices, Error> {
+/// Looks the devices up on the host. A privileged container on the host's kernel gets all of the host's devices; on
+/// another one it may use whatever that kernel has. Blocks for a little while.
+pub fn look_up(cri: &[Device], privileged: bool, on_hosts_kernel: bool) -> Result<Devices, Error> {
     let mut found = Devices::default();
-    if privileged {
+    if privileged && on_hosts_kernel {
         found.nodes = devices::host().map_err(|error| Error::Internal(error.to_string()))?;
+    }
+    if privileged {
         found.rules.push(devices::allow_everything());
     }
     for device in cri {
@@ -44,7 +47,7 @@ mod tests {
             container_path: "/dev/null".into(),
             ..Default::default()
         };
-        let found = look_up(&[device], true).unwrap();
+        let found = look_up(&[device], true, true).unwrap();
         let null: Vec<_> = found.nodes.iter().filter(|node| node.path == "/dev/null").collect();
         assert_eq!(null.len(), 1);
         assert_eq!((null[0].major, null[0].minor), (1, 5));
@@ -52,8 +55,14 @@ mod tests {
     }
 
     #[test]
+    fn on_another_kernel_being_privileged_brings_none_of_the_hosts_devices() {
+        let found = look_up(&[], true, false).unwrap();
+        assert_eq!((found.nodes.len(), found.rules), (0, vec![devices::allow_everything()]));
+    }
+
+    #[test]
     fn what_is_no_device_is_refused() {
         let device = Device { host_path: "/etc/passwd".into(), ..Default::default() };
-        assert!(matches!(look_up(&[device], false), Err(Error::Invalid(_))));
+        assert!(matches!(look_up(&[device], false, true), Err(Error::Invalid(_))));
     }
 }

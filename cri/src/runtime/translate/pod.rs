@@ -1,5 +1,6 @@
 //! A pod: CRI's PodSandboxConfig becomes the agent's CreateSandbox and the network's PodNetwork.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hull_agent::protocol::messages;
@@ -14,6 +15,7 @@ use crate::api::runtime::{
 };
 use crate::runtime::Error;
 use crate::systemd::slice;
+use crate::security::sysctl::{self, SysctlError};
 
 /// Below the agents' own memory nothing of a pod is worth saving.
 const AGENT_OOM_SCORE: i32 = -998;
@@ -155,7 +157,7 @@ pub fn hostname(config: &PodSandboxConfig, namespaces: Namespaces, host: &Host) 
     }
 }
 
-/// The agent's request; its slots are the launcher's to fill in.
+/// The agent's request; `own_kernel`: it goes to a machine. Its slots are the launcher's to fill in.
 pub fn create_sandbox(
     id: &str,
     config: &PodSandboxConfig,
@@ -163,14 +165,21 @@ pub fn create_sandbox(
     host: &Host,
     shm_size: u64,
     cgroup_is_ours: bool,
+    own_kernel: bool,
 ) -> Result<messages::CreateSandbox, Error> {
     let namespaces = namespaces(config)?;
     let mapping = mapping(config)?;
-    let linux = linux(config);
-    for (name, value) in &linux.sysctls {
-        crate::security::sysctl::check(name, value, namespaces.host_ipc, namespaces.host_network)
-            .map_err(|error| invalid(error.to_string()))?;
+    let mut linux = linux(config);
+    let mut kernel_sysctls = BTreeMap::new();
+    for (name, value) in std::mem::take(&mut linux.sysctls) {
+        match sysctl::check(&name, &value, namespaces.host_ipc, namespaces.host_network) {
+            Ok(()) => drop(linux.sysctls.insert(name, value)),
+            // What would be the host's on the host is the pod's own in its machine.
+            Err(SysctlError::NotNamespaced(_)) if own_kernel => drop(kernel_sysctls.insert(name, value)),
+            Err(error) => return Err(invalid(error.to_string())),
+        }
     }
+    let guest = own_kernel.then(|| messages::Guest { kernel_sysctls, ..Default::default() });
     let hostname = hostname(config, namespaces, host);
     let hosts = if namespaces.host_network {
         host.hosts.clone()
@@ -195,6 +204,7 @@ pub fn create_sandbox(
         etc_hosts: Some(hosts),
         etc_resolv_conf: Some(dns.map_or_else(|| host.resolv_conf.clone(), String::into_bytes)),
         pod_resources,
+        guest,
         oom_score_adj: AGENT_OOM_SCORE,
         uid_mapping: mapping.map(|mapping| mapping.uids.message()),
         gid_mapping: mapping.map(|mapping| mapping.gids.message()),
@@ -272,7 +282,7 @@ mod tests {
     fn created(config: &PodSandboxConfig) -> messages::CreateSandbox {
         let host =
             Host { hostname: "host".into(), hosts: b"1.2.3.4 host\n".to_vec(), resolv_conf: b"r".to_vec() };
-        create_sandbox("id", config, &["10.0.0.2".parse().unwrap()], &host, 1, true).unwrap()
+        create_sandbox("id", config, &["10.0.0.2".parse().unwrap()], &host, 1, true, false).unwrap()
     }
 
     #[test]

@@ -1,0 +1,182 @@
+//! What a pod in a machine uses: containers and interfaces as its agent counts them, the pod as a whole as the host
+//! counts it, VMM and all.
+
+use std::sync::Arc;
+
+use hull_agent::cgroup::Hierarchies;
+use hull_agent::cgroup::stats::{
+    Cpu, CpuLimits, DeviceIo, Hugepages, Limits, Memory, MemoryLimits, Pressure, Stall, Stalls, Usage,
+};
+use hull_agent::protocol::messages::{self, CgroupUsage, Measure, cgroup_usage as wire, request, response};
+
+use super::cgroup;
+use super::machine::Machine;
+use crate::runtime::now;
+use crate::sandbox::{Place, SandboxError, Slots};
+use crate::stats::network::Counters;
+use crate::stats::{Details, Interface, Measured, PodUsage, Subject};
+
+/// Asks the agent, and looks at the pod's cgroup.
+pub(super) async fn measure(
+    machine: Arc<Machine>,
+    hierarchies: Arc<Hierarchies>,
+    place: Place,
+    subject: Subject,
+) -> Result<PodUsage, SandboxError> {
+    let call = request::Call::Measure(Measure { container_ids: subject.containers.clone() });
+    let limit = crate::sandbox::agent::ANSWER_TIME;
+    let answer = machine.agent.call_within(limit, "measure its pod", call, Slots::default()).await?;
+    let response::Outcome::Measured(answer) = answer else {
+        return Err(SandboxError::Unexpected("the measuring of the pod"));
+    };
+    // By the host's clock: a guest's may be off, and rates are computed from differences.
+    let at = now();
+    let mut usage = PodUsage::default();
+    for container in &answer.containers {
+        let Some(cgroup) = &container.cgroup else { continue };
+        if subject.containers.contains(&container.id) {
+            usage
+                .containers
+                .insert(container.id.clone(), of_container(at, &place, container, cgroup, &subject));
+        }
+    }
+    if subject.whole_pod {
+        let processes = usage.containers.values().map(|one| one.processes).sum::<u64>() + 1;
+        let whole = tokio::task::spawn_blocking(move || of_pod(&hierarchies, &place, processes)).await;
+        usage.whole = Some(whole.unwrap_or_else(|error| Err(SandboxError::Source(error.to_string())))?);
+        usage.interfaces = answer.interfaces.iter().map(interface).collect();
+    }
+    Ok(usage)
+}
+
+fn of_pod(hierarchies: &Arc<Hierarchies>, place: &Place, processes: u64) -> Result<Measured, SandboxError> {
+    let failed = |error: hull_agent::cgroup::CgroupError| SandboxError::Cgroup {
+        action: "measure",
+        reason: error.to_string(),
+    };
+    let (pod, _) = cgroup::existing(hierarchies, place)?;
+    Ok(Measured {
+        at: now(),
+        cgroup: place.cgroup_parent.clone(),
+        usage: pod.usage().map_err(failed)?,
+        processes,
+        limits: pod.limits().map_err(failed)?,
+        details: None,
+    })
+}
+
+fn of_container(
+    at: i64,
+    place: &Place,
+    container: &messages::measured::Container,
+    cgroup: &CgroupUsage,
+    subject: &Subject,
+) -> Measured {
+    let details = || Details {
+        descriptors: container.descriptors,
+        sockets: container.sockets,
+        ulimits: container.ulimits.clone().into_iter().collect(),
+    };
+    Measured {
+        at,
+        cgroup: format!("{}/{}", place.cgroup_parent.trim_end_matches('/'), container.id),
+        usage: usage(cgroup),
+        processes: container.processes,
+        limits: limits(cgroup),
+        details: subject.details.then(details),
+    }
+}
+
+fn interface(one: &messages::measured::Interface) -> Interface {
+    let counters = |one: &Option<messages::measured::Counters>| {
+        let one = one.unwrap_or_default();
+        Counters { bytes: one.bytes, packets: one.packets, errors: one.errors, dropped: one.dropped }
+    };
+    Interface { name: one.name.clone(), received: counters(&one.received), sent: counters(&one.sent) }
+}
+
+fn usage(wire: &CgroupUsage) -> Usage {
+    Usage {
+        cpu: wire.cpu.as_ref().map(cpu),
+        memory: wire.memory.as_ref().map(memory),
+        hugepages: wire
+            .hugepages
+            .iter()
+            .map(|one| Hugepages { size: one.size.clone(), usage: one.usage, max_usage: one.max_usage })
+            .collect(),
+        io: wire.io.iter().map(device).collect(),
+        tasks: wire.tasks,
+        tasks_limit: wire.tasks_limit,
+        pressure: Pressure {
+            cpu: wire.cpu_pressure.as_ref().map(stalls),
+            memory: wire.memory_pressure.as_ref().map(stalls),
+            io: wire.io_pressure.as_ref().map(stalls),
+        },
+    }
+}
+
+fn cpu(wire: &wire::Cpu) -> Cpu {
+    Cpu {
+        usage: wire.usage,
+        user: wire.user,
+        system: wire.system,
+        periods: wire.periods,
+        throttled_periods: wire.throttled_periods,
+        throttled: wire.throttled,
+    }
+}
+
+fn memory(wire: &wire::Memory) -> Memory {
+    Memory {
+        usage: wire.usage,
+        max_usage: wire.max_usage,
+        working_set: wire.working_set,
+        rss: wire.rss,
+        cache: wire.cache,
+        mapped_file: wire.mapped_file,
+        kernel: wire.kernel,
+        swap: wire.swap,
+        faults: wire.faults,
+        major_faults: wire.major_faults,
+        own_faults: wire.own_faults,
+        own_major_faults: wire.own_major_faults,
+        limit_hits: wire.limit_hits,
+        oom_kills: wire.oom_kills,
+    }
+}
+
+fn device(wire: &wire::DeviceIo) -> DeviceIo {
+    DeviceIo {
+        major: wire.major,
+        minor: wire.minor,
+        read_bytes: wire.read_bytes,
+        written_bytes: wire.written_bytes,
+        reads: wire.reads,
+        writes: wire.writes,
+    }
+}
+
+fn stalls(wire: &wire::Stalls) -> Stalls {
+    let stall = |one: &Option<wire::Stall>| {
+        let one = one.unwrap_or_default();
+        Stall {
+            total: one.total,
+            average_10: one.average_10,
+            average_60: one.average_60,
+            average_300: one.average_300,
+        }
+    };
+    Stalls { some: stall(&wire.some), full: stall(&wire.full) }
+}
+
+fn limits(wire: &CgroupUsage) -> Limits {
+    Limits {
+        cpu: CpuLimits { shares: wire.cpu_shares, quota: wire.cpu_quota, period: wire.cpu_period },
+        memory: MemoryLimits {
+            memory: wire.memory_limit,
+            swap: wire.swap_limit,
+            swap_as_written: wire.swap_limit_as_written,
+            reservation: wire.memory_reservation,
+        },
+    }
+}
