@@ -13,47 +13,47 @@ use k8s_cri::v1 as cri;
 use serde_json::Value;
 
 /// `hull` on one daemon's socket.
-struct Hull {
+pub(super) struct Hull {
     socket: PathBuf,
 }
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub(super) struct Said {
+    pub(super) code: i32,
+    pub(super) out: String,
+    pub(super) err: String,
 }
 
 impl Hull {
-    fn of(daemon: &Daemon) -> Self {
+    pub(super) fn of(daemon: &Daemon) -> Self {
         Hull { socket: daemon.socket() }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(hull_tests::binaries::program("hull"));
         command.args(arguments).env("HULL_SOCKET", format!("unix://{}", self.socket.display()));
         command.stdin(Stdio::null());
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Said {
+    pub(super) fn run(&self, arguments: &[&str]) -> Said {
         said(self.command(arguments).output().unwrap())
     }
 
     /// Runs a command that must succeed, and returns its output.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub(super) fn ok(&self, arguments: &[&str]) -> String {
         let said = self.run(arguments);
         assert_eq!(said.code, 0, "hull {arguments:?}: {said:?}");
         said.out
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(super) fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.ok(&[&["-o", "json"], arguments].concat())).unwrap()
     }
 
     /// Runs a command that must fail with this exit status, and returns what it says.
-    fn fails(&self, code: i32, arguments: &[&str]) -> String {
+    pub(super) fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let said = self.run(arguments);
         assert_eq!(said.code, code, "hull {arguments:?}: {said:?}");
         said.err

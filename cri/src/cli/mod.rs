@@ -4,27 +4,38 @@
 //! (tables and JSON) and `container_log` (CRI log files).
 
 mod client;
+mod commit;
 mod completion;
 mod container_log;
+mod diff;
 mod error;
 mod exec;
+mod export;
 mod find;
+mod history;
+mod image;
 mod images;
 mod info;
 mod inspect;
+mod load;
 mod logs;
 mod output;
 mod pods;
 mod progress;
 mod ps;
 mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod rmp;
 mod run;
+mod save;
+mod sink;
 mod start;
 mod stop;
 mod stopp;
+mod system;
+mod tag;
 mod version;
 
 use std::path::PathBuf;
@@ -125,8 +136,28 @@ enum Command {
     Pull(pull::Pull),
     /// List images
     Images(images::Images),
-    /// Remove images
+    /// Remove images, or one of their names
     Rmi(rmi::RemoveImage),
+    /// Give an image one more name
+    Tag(tag::Tag),
+    /// Show how an image was made
+    History(history::History),
+    /// Send an image to a registry
+    Push(push::Push),
+    /// Write images to a file
+    Save(save::Save),
+    /// Read images from a file
+    Load(load::Load),
+    /// Make an image of a container
+    Commit(commit::Commit),
+    /// Show what a container has changed of its image
+    Diff(diff::Diff),
+    /// Write all files of a container as a tar archive
+    Export(export::Export),
+    /// Look after images
+    Image(image::Image),
+    /// Look after the node: disk, damage
+    System(system::System),
     /// Print everything known of containers, pods or images as JSON
     Inspect(inspect::Inspect),
     /// Print what the daemon is, where it lives and what it holds
@@ -174,6 +205,16 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Pull(pull) => pull.run(client, format).await?,
         Command::Images(images) => images.run(client, format).await?,
         Command::Rmi(remove) => remove.run(client).await?,
+        Command::Tag(tag) => tag.run(client).await?,
+        Command::History(history) => history.run(client, format).await?,
+        Command::Push(push) => push.run(client, format).await?,
+        Command::Save(save) => save.run(client).await?,
+        Command::Load(load) => load.run(client, format).await?,
+        Command::Commit(commit) => commit.run(client, format).await?,
+        Command::Diff(diff) => diff.run(client, format).await?,
+        Command::Export(export) => export.run(client).await?,
+        Command::Image(image) => image.run(client, format).await?,
+        Command::System(system) => return system.run(client, format).await,
         Command::Inspect(inspect) => inspect.run(client).await?,
         Command::Info => info::run(client, format).await?,
         Command::Version => version::run(client, format).await?,

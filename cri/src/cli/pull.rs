@@ -46,7 +46,7 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    fn config(&self) -> Result<Option<AuthConfig>, CliError> {
+    pub(super) fn config(&self) -> Result<Option<AuthConfig>, CliError> {
         if let Some(creds) = &self.creds {
             let (username, password) = creds.split_once(':').ok_or_else(|| {
                 CliError::Refused("--creds wants USER:PASSWORD, with a colon between them".into())

@@ -10,6 +10,7 @@ mod of_container;
 mod prune;
 mod pull;
 mod pull_image;
+mod push;
 mod remove_image;
 mod stream_images;
 mod tag;

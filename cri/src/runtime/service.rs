@@ -385,6 +385,13 @@ impl Hull for RuntimeServer {
         ok(self.0.load_images(request.into_inner()).await?.boxed())
     }
 
+    async fn push_image(
+        &self,
+        request: Request<hull::PushImageRequest>,
+    ) -> Answer<BoxStream<'static, Result<hull::PushProgress, Status>>> {
+        ok(self.0.push_image(request.into_inner())?.boxed())
+    }
+
     async fn commit_container(
         &self,
         request: Request<hull::CommitContainerRequest>,
