@@ -1,4 +1,7 @@
-//! What the fuzz targets of layers have in common.
+//! What fuzz targets have in common.
+
+/// The driver's side of virtio queues.
+pub mod ring;
 
 use hull_images::Digest;
 use hull_images::layer::{BlobExpectation, Limits, ingest as ingest_blob};
