@@ -1,6 +1,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -55,6 +55,17 @@ pub fn recv_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<Own
         return Err(io::Error::other("descriptors were lost on the way: this process has too many open"));
     }
     Ok(message.bytes)
+}
+
+/// Another descriptor of the same open file, close-on-exec, for types that can only tell their number.
+pub fn duplicate(of: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a number that is no descriptor is an error and nothing worse; no memory is passed.
+    let fd = unsafe { libc::fcntl(of.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

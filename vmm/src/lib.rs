@@ -4,6 +4,8 @@
 //! that it writes into memory, queues and registers, is hostile.
 #![deny(unsafe_code)]
 
+/// Volumes from the host, attached to hull-virtiofsd by hulld.
+pub mod attach;
 /// x86-64.
 #[cfg(feature = "machine")]
 pub mod arch;
@@ -38,3 +40,6 @@ pub mod protocol;
 /// Virtual processors and their threads.
 #[cfg(feature = "machine")]
 pub mod vcpu;
+/// hull-virtiofsd, the server of volumes.
+#[cfg(feature = "virtiofs")]
+pub mod volumes;

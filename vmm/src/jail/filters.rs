@@ -91,14 +91,9 @@ static COMMON: &[Allowed] = &[
 
 // linux/kvm.h. Numbers of requests on a vCPU or a machine that exist already; none makes anything new.
 const KVM_RUN: u64 = 0xae80;
-const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
-const KVM_IRQFD: u64 = 0x4020_ae76;
-const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 const KVM_GET_CLOCK: u64 = 0x8030_ae7c;
-const KVM_SET_CLOCK: u64 = 0x4030_ae7b;
 const KVM_GET_IRQCHIP: u64 = 0xc208_ae62;
-const KVM_GET_PIT2: u64 = 0x8070_ae9f;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_GET_MSRS: u64 = 0xc008_ae88;
@@ -133,10 +128,9 @@ static VCPU_STATE: &[Allowed] = &[
 
 static VCPU: &[Allowed] = &[
     With(libc::SYS_ioctl, 1, KVM_RUN),
-    // A driver that sets a device up or resets it (kicks are ioeventfds).
-    With(libc::SYS_ioctl, 1, KVM_IOEVENTFD),
-    With(libc::SYS_ioctl, 1, KVM_IRQFD),
-    Call(libc::SYS_eventfd2),
+    // The console's log is kept short.
+    Call(libc::SYS_fallocate),
+    Call(libc::SYS_ftruncate),
 ];
 
 static DISK: &[Allowed] = &[
@@ -182,24 +176,35 @@ static SOCKETS: &[Allowed] = &[
     Call(libc::SYS_setsockopt),
     With(libc::SYS_fcntl, 1, libc::F_SETFL as u64),
     With(libc::SYS_ioctl, 1, libc::FIONBIO),
+    // A stream that the guest opens ends here.
+    Call(libc::SYS_socketpair),
+    // Peers that do not answer.
+    Call(libc::SYS_timerfd_settime),
 ];
 
-/// Giving memory back to the host.
-static MEMORY: &[Allowed] = &[Call(libc::SYS_fallocate)];
+/// Giving memory back to the host, and handing queues to hull-virtiofsd.
+static SMALL: &[Allowed] = &[
+    Call(libc::SYS_fallocate),
+    Call(libc::SYS_sendmsg),
+    Call(libc::SYS_sendto),
+    Call(libc::SYS_recvmsg),
+    // The allowance of random numbers.
+    Call(libc::SYS_timerfd_settime),
+];
 
 static CONTROL: &[Allowed] = &[
     Call(libc::SYS_fstat),
     Call(libc::SYS_ftruncate),
     Call(libc::SYS_eventfd2),
     Call(libc::SYS_timerfd_settime),
-    With(libc::SYS_ioctl, 1, KVM_SET_USER_MEMORY_REGION),
-    With(libc::SYS_ioctl, 1, KVM_IOEVENTFD),
-    With(libc::SYS_ioctl, 1, KVM_IRQFD),
+    // Memory slots, interrupts and the rest are set at birth, before the filter.
     With(libc::SYS_ioctl, 1, KVM_GET_CLOCK),
-    With(libc::SYS_ioctl, 1, KVM_SET_CLOCK),
     With(libc::SYS_ioctl, 1, KVM_GET_IRQCHIP),
-    With(libc::SYS_ioctl, 1, KVM_GET_PIT2),
 ];
+
+/// Taking over guest memory and queues.
+static HAND_OVER: &[Allowed] =
+    &[Call(libc::SYS_fstat), Call(libc::SYS_statx), Call(libc::SYS_lseek), Call(libc::SYS_eventfd2)];
 
 /// File requests, as `virtiofsd::passthrough` makes them: by descriptor or beneath one.
 static FILES: &[Allowed] = &[
@@ -267,10 +272,10 @@ impl ThreadKind {
             Self::Block => vec![COMMON, DISK],
             Self::Net => vec![COMMON, NET],
             Self::Vsock => vec![COMMON, SOCKETS],
-            Self::Misc => vec![COMMON, MEMORY],
+            Self::Misc => vec![COMMON, SMALL],
             Self::Control => vec![COMMON, SOCKETS, DISK, CONTROL, VCPU_STATE],
             Self::Volumes => vec![COMMON, FILES],
-            Self::VolumesControl => vec![COMMON, SOCKETS],
+            Self::VolumesControl => vec![COMMON, SOCKETS, HAND_OVER],
         }
     }
 

@@ -7,6 +7,7 @@ use super::PodMachine;
 use crate::control::{CallError, Machine};
 use crate::devices::virtio::StateError;
 use crate::devices::virtio::block::{BlockStats, ImagesError, SlotError, SlotHandle};
+use crate::devices::virtio::fs::ServeError;
 use crate::protocol::messages;
 
 impl Machine for PodMachine {
@@ -23,8 +24,8 @@ impl Machine for PodMachine {
             extents: self.extents(),
             slots: self.slots(),
             activated: self.core.active_devices(),
-            volumes_served: false,
-            logs: Vec::new(),
+            volumes_served: self.handles.volumes.is_served(),
+            logs: self.handles.logs.handle().list(),
             memory_requested: boot + memory.map_or(0, |memory| memory.requested()),
             memory_plugged: boot + memory.map_or(0, |memory| memory.plugged()),
         }
@@ -47,8 +48,11 @@ impl Machine for PodMachine {
         self.slot(slot)?.clear().map_err(slot_error)
     }
 
-    fn serve_volumes(&mut self, _server: OwnedFd) -> Result<(), CallError> {
-        Err(CallError::unknown())
+    fn serve_volumes(&mut self, server: OwnedFd) -> Result<(), CallError> {
+        self.handles.volumes.serve(server).map_err(|error| match error {
+            ServeError::Occupied => CallError::precondition(error.to_string()),
+            _ => CallError::internal(error.to_string()),
+        })
     }
 
     fn set_log(&mut self, container_id: &str, file: OwnedFd) -> Result<(), CallError> {

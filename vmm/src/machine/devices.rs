@@ -12,6 +12,7 @@ use crate::devices::virtio::balloon::{BalloonHandle, balloon};
 use crate::devices::virtio::block::{
     self, BlockThreads, ImagesHandle, OnFault, ScratchHandle, SlotHandle, images, scratch, slot,
 };
+use crate::devices::virtio::fs::{Volumes, VolumesHandle};
 use crate::devices::virtio::mem::{MemHandle, mem};
 use crate::devices::virtio::net::{Net, NetHandle, Port};
 use crate::devices::virtio::rng::rng;
@@ -46,6 +47,7 @@ pub struct Handles {
     pub(super) images: ImagesHandle,
     pub(super) scratch: ScratchHandle,
     pub(super) slots: Vec<SlotHandle>,
+    pub(super) volumes: VolumesHandle,
     pub(super) net: NetHandle,
     pub(super) vsock: VsockHandle,
     pub(super) logs: Logs,
@@ -102,6 +104,9 @@ pub fn build(
     }
 
     let small = worker("small", ThreadKind::Misc)?;
+    let volumes = Volumes::new(&small, on_fault).doing("make the device of volumes")?;
+    let volumes_handle = volumes.handle();
+    devices.push(Box::new(volumes));
     devices.push(Box::new(rng(&small).doing("make the random number device")?));
     let (balloon, balloon_handle) = balloon(&small).doing("make the balloon device")?;
     devices.push(Box::new(balloon));
@@ -117,6 +122,7 @@ pub fn build(
         images: images_handle,
         scratch: scratch_handle,
         slots,
+        volumes: volumes_handle,
         net: net_handle,
         vsock: vsock_handle,
         logs,

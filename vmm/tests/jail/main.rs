@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod fuse;
 mod host;
 mod machine;
 mod volumes;

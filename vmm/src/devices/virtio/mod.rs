@@ -22,6 +22,8 @@ pub mod mem;
 mod release;
 /// Random numbers.
 pub mod rng;
+/// Volumes: a device whose queues another process serves.
+pub mod fs;
 /// Interrupts of a device, towards the driver.
 mod interrupt;
 /// The MMIO transport.
