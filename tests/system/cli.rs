@@ -137,7 +137,7 @@ async fn a_run_prints_the_output_and_passes_the_exit_status_on() {
     hull.fails(126, &["run", "--rm", &name, "/etc/passwd"]);
     assert!(hull.fails(125, &["run", "--rm", "--cap-add", "FLY", &name, "true"]).contains("FLY"));
     assert!(hull.fails(125, &["run", "--rm", "--runtime", "nosuch", &name, "true"]).contains("nosuch"));
-    assert!(hull.fails(125, &["run", "-it", &name, "sh"]).contains("not there yet"));
+    assert!(hull.fails(125, &["run", "-it", &name, "sh"]).contains("-t needs a terminal"));
     hull.fails(2, &["run", "--nosuch", &name]);
 
     // Flags arrive

@@ -3,12 +3,14 @@
 //! One file for each command; beside them `client` (the connection), `find` (ids, prefixes and names), `output`
 //! (tables and JSON) and `container_log` (CRI log files).
 
+mod attach;
 mod client;
 mod commit;
 mod completion;
 mod container_log;
 mod diff;
 mod error;
+mod events;
 mod exec;
 mod export;
 mod find;
@@ -21,6 +23,7 @@ mod load;
 mod logs;
 mod output;
 mod pods;
+mod port_forward;
 mod progress;
 mod ps;
 mod pull;
@@ -30,8 +33,10 @@ mod rmi;
 mod rmp;
 mod run;
 mod save;
+mod session;
 mod sink;
 mod start;
+mod stats;
 mod stop;
 mod stopp;
 mod system;
@@ -96,7 +101,10 @@ const EXAMPLES: &str = "\
 Examples:
   hull run --rm busybox echo hello         run a command, print its output
   hull run -d --name web -p 8080:80 nginx  run a service in the background
+  hull run --rm -it alpine sh              a shell in a container of its own
   hull exec web nginx -t                   run a command in it
+  hull exec -it web sh                     a shell in it
+  hull port-forward web 8080:80            reach its port from here
   hull logs -f web                         follow its output
   hull stop web && hull rm web             stop it, remove it with its pod
   hull ps -a                               all containers, ended ones too
@@ -116,8 +124,16 @@ enum Command {
     Run(Box<run::Run>),
     /// Run a command in a running container
     Exec(exec::Exec),
+    /// Connect to the streams of a running container
+    Attach(attach::Attach),
+    /// Reach ports of a pod from here
+    PortForward(port_forward::PortForward),
     /// Print a container's output
     Logs(logs::Logs),
+    /// Show what running containers use
+    Stats(stats::Stats),
+    /// Print what happens to pods and containers, as it happens
+    Events(events::Events),
     /// List containers
     Ps(ps::Ps),
     /// Start containers that were created and not started yet
@@ -194,6 +210,10 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
     match cli.command {
         Command::Run(run) => return run.run(client).await,
         Command::Exec(exec) => return exec.run(client).await,
+        Command::Attach(attach) => return attach.run(client).await,
+        Command::PortForward(forward) => return forward.run(client).await,
+        Command::Stats(stats) => stats.run(client, format).await?,
+        Command::Events(events) => events.run(client, format).await?,
         Command::Logs(logs) => logs.run(client).await?,
         Command::Ps(ps) => ps.run(client, format).await?,
         Command::Start(start) => start.run(client).await?,

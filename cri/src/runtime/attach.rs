@@ -10,7 +10,11 @@ impl Runtime {
     pub fn attach(&self, request: AttachRequest) -> Result<String> {
         let AttachRequest { container_id, stdin, tty, stdout, stderr } = request;
         let wanted = checked(Wanted { stdin, stdout, stderr, tty })?;
-        let container = self.running_container(&container_id)?;
+        // One that is about to be started is attached to in the moment of its start.
+        let container = self.objects.container(&container_id)?;
+        if container.with_record(|record| record.is_over()) {
+            return Err(Error::FailedPrecondition(format!("the container {} does not run", container.id())));
+        }
         let has_terminal =
             container.with_record(|record| record.config.as_ref().is_some_and(|config| config.tty));
         if tty != has_terminal {

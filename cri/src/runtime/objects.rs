@@ -327,6 +327,11 @@ impl Container {
         self.over.send_replace(true);
     }
 
+    /// It may still be started, or is being started.
+    pub fn is_to_come(&self) -> bool {
+        matches!(self.phase(), ContainerPhase::Created | ContainerPhase::Starting)
+    }
+
     /// It is to have ended by then, or by an earlier time that was set before.
     pub fn stop_by(&self, deadline: Instant) {
         self.stop.send_if_modified(|present| {

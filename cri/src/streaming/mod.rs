@@ -9,6 +9,7 @@
 
 pub mod attach;
 pub mod command;
+pub mod dial;
 pub mod exec;
 pub mod pipes;
 pub mod port_forward;

@@ -108,7 +108,10 @@ impl Server {
                 return Ok(());
             }
             let sources = self.poll.wait(self.next_deadline())?;
-            for source in sources.iter() {
+            // Requests first: an Attach that came while its container was being started must not miss the first output.
+            let (requests, rest): (Vec<_>, Vec<_>) =
+                sources.iter().partition(|source| matches!(source, Source::Connection(_)));
+            for source in requests.into_iter().chain(rest) {
                 self.handle(source);
             }
             self.check_deadlines(Instant::now());

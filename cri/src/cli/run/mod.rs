@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::attach;
 use super::client::{Client, answer};
 use super::container_log::{ContainerLog, follow};
 use super::error::{CliError, FAILED};
@@ -17,6 +18,7 @@ use super::find;
 use super::output::print;
 use super::pull::{Credentials, pull};
 use super::rmp::remove_pod;
+use super::session::{self, Ended, Wanted};
 use super::stop::stop;
 use super::stopp::stop_pod;
 use crate::api::hull::InfoRequest;
@@ -138,11 +140,11 @@ pub(super) struct Run {
     #[command(flatten)]
     credentials: Credentials,
 
-    /// Keep standard input open (not there yet)
+    /// Pass standard input on; with -d it stays open for `hull attach`
     #[arg(short, long)]
     interactive: bool,
 
-    /// Give the command a terminal (not there yet)
+    /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
 
@@ -177,32 +179,30 @@ impl Run {
     }
 
     pub(super) async fn run(self, client: &mut Client) -> Result<u8, CliError> {
-        if self.interactive || self.tty {
-            return Err(CliError::Refused(
-                "-i and -t are not there yet\n\
-                 Without them the command's output is printed, and its standard input is empty."
-                    .into(),
-            ));
+        let attended = (self.interactive || self.tty) && !self.detach;
+        let wanted = Wanted { stdin: self.interactive, tty: self.tty, detachable: true };
+        if attended {
+            session::check_terminal(wanted)?;
         }
         let image = self.image_id(client).await?;
         // From here on a signal must not leave a pod behind; one that comes early is acted upon when it can be.
         let mut signals = Signals::new().map_err(|error| CliError::local("take signals", error))?;
         let made = self.make_pod(client).await?;
-        let result = self.run_in(client, &made, image, &mut signals).await;
-        let keep = match &result {
-            Ok(_) => !self.rm,
-            // Nothing of a pod whose container never ran is of use.
-            Err(_) => false,
-        };
-        let tidied = match keep {
-            false => remove_pod(client, &made.name, &made.pod_id, Some(&made.uid)).await,
-            true if self.detach => Ok(()),
+        let wanted = attended.then_some(wanted);
+        let result = self.run_in(client, &made, image, wanted, &mut signals).await;
+        let tidied = match &result {
+            Ok(Done::Left) => Ok(()),
             // Its log and its status stay; its network and its processes go.
-            true => stop_pod(client, &made.name, made.pod_id).await,
+            Ok(Done::Ended(_)) if !self.rm => stop_pod(client, &made.name, made.pod_id).await,
+            // Nothing of a pod whose container never ran is of use.
+            _ => remove_pod(client, &made.name, &made.pod_id, Some(&made.uid)).await,
         };
-        let code = result?;
+        let done = result?;
         tidied?;
-        Ok(code)
+        Ok(match done {
+            Done::Left => 0,
+            Done::Ended(code) => code,
+        })
     }
 
     /// The id of the image, fetched if need be.
@@ -243,8 +243,9 @@ impl Run {
         client: &mut Client,
         made: &Made,
         image: String,
+        wanted: Option<Wanted>,
         signals: &mut Signals,
-    ) -> Result<u8, CliError> {
+    ) -> Result<Done, CliError> {
         let name = &made.name;
         let config = self.container_config(name, image)?;
         let log_path = Path::new(&made.pod.log_directory).join(&config.log_path);
@@ -257,17 +258,67 @@ impl Run {
         let call = client.runtime.create_container(request);
         let container_id = answer(format!("create the container {name}"), patience, call).await?.container_id;
         let start = StartContainerRequest { container_id: container_id.clone() };
-        answer(format!("start the container {name}"), patience, client.runtime.start_container(start))
-            .await?;
+        let mut starter = client.clone();
+        let started = async move {
+            let call = starter.runtime.start_container(start);
+            answer(format!("start the container {name}"), patience, call).await.map(drop)
+        };
+        if let Some(wanted) = wanted {
+            return attended(client, name, container_id, wanted, started, signals).await;
+        }
+        started.await?;
         if self.detach {
             print(&format!("{container_id}\n"))?;
-            return Ok(0);
+            return Ok(Done::Left);
         }
         let log = ContainerLog::open(&log_path, false, None)
             .map_err(|error| CliError::local(format!("read {}", log_path.display()), error))?;
         let status = attend(client, name, &container_id, log, signals).await?;
-        Ok(exit_code(status))
+        Ok(Done::Ended(exit_code(status)))
     }
+}
+
+/// What became of the container.
+#[derive(Clone, Copy, Debug)]
+enum Done {
+    /// It ended, with this exit status.
+    Ended(u8),
+    /// It goes on.
+    Left,
+}
+
+/// Starts a container with its streams here, until it ends or is left. Signals stop it; with a terminal the keys for them
+/// go to the container itself.
+async fn attended(
+    client: &mut Client,
+    name: &str,
+    id: String,
+    wanted: Wanted,
+    started: impl Future<Output = Result<(), CliError>>,
+    signals: &mut Signals,
+) -> Result<Done, CliError> {
+    let url = attach::url(client, name, &id, wanted).await?;
+    let doing = format!("attach to {name}");
+    let mut session = std::pin::pin!(session::attend(&url, wanted, &doing, started));
+    let mut grace = GRACE;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut session => break ended?,
+            () = signals.next() => {
+                let (mut client, name, id) = (client.clone(), name.to_owned(), id.clone());
+                // A second one is not asked twice.
+                let grace = std::mem::take(&mut grace);
+                tokio::spawn(async move {
+                    if let Err(error) = stop(&mut client, &name, id, grace).await {
+                        error.report();
+                    }
+                });
+            }
+        }
+    };
+    let left = ended == Ended::Detached;
+    let code = attach::finish(client, name, id, ended).await?;
+    Ok(if left { Done::Left } else { Done::Ended(code) })
 }
 
 /// SIGINT and SIGTERM since this was made.

@@ -65,6 +65,10 @@ impl Run {
             mounts: self.volume.iter().map(|volume| volume.0.clone()).collect(),
             labels,
             log_path: "0.log".into(),
+            stdin: self.interactive,
+            // The end of the input here is the end of the command's.
+            stdin_once: self.interactive && !self.detach,
+            tty: self.tty,
             linux: Some(LinuxContainerConfig {
                 resources: Some(self.resources()),
                 security_context: Some(self.security_context()),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct Connection {
 struct Shared {
     writer: Mutex<Writer>,
     streams: StdMutex<HashMap<u32, Open>>,
+    /// The number of the next stream that hull opens.
+    opened: AtomicU32,
     gone: CancellationToken,
 }
 
@@ -88,6 +91,7 @@ pub fn start(transport: impl Transport) -> Result<(Connection, mpsc::Receiver<St
     let shared = Arc::new(Shared {
         writer: Mutex::new(Writer { io: output, headers: HeaderWriter::new()? }),
         streams: StdMutex::default(),
+        opened: AtomicU32::new(1),
         gone: CancellationToken::new(),
     });
     let (sender, streams) = mpsc::channel(1);
@@ -104,6 +108,21 @@ pub fn start(transport: impl Transport) -> Result<(Connection, mpsc::Receiver<St
 }
 
 impl Connection {
+    /// Opens a stream, as a client does. With `fin` nothing will be written to it.
+    pub async fn open(&self, headers: &Headers, fin: bool) -> Result<Stream, SpdyError> {
+        let (sender, incoming) = mpsc::channel(QUEUE);
+        // The lock is held from the choice of the number on: numbers must arrive in order.
+        let mut writer = self.shared.writer.lock().await;
+        let id = self.shared.opened.fetch_add(2, Ordering::Relaxed);
+        self.shared.streams().insert(id, Open { incoming: Some(sender), writable: !fin });
+        let block = writer.headers.write(headers)?;
+        writer.io.write_all(&frame::syn_stream(id, fin, &block)).await?;
+        writer.io.flush().await?;
+        drop(writer);
+        let writer = StreamWriter { id, shared: Arc::clone(&self.shared) };
+        Ok(Stream { headers: headers.clone(), incoming, writer })
+    }
+
     /// Cancelled once the client has gone, or has said something that cannot be understood.
     pub fn gone(&self) -> CancellationToken {
         self.shared.gone.clone()
@@ -254,7 +273,8 @@ impl Reader {
     /// Hands data to its stream, piece by piece. What nobody reads any more is dropped.
     async fn data(&mut self, stream: u32, fin: bool, length: u32) -> Result<(), SpdyError> {
         let sender = self.shared.streams().get(&stream).and_then(|open| open.incoming.clone());
-        if sender.is_none() && stream > self.last {
+        let ours = stream < self.shared.opened.load(Ordering::Relaxed);
+        if sender.is_none() && stream > self.last && !ours {
             self.shared.reset(stream, Reset::InvalidStream).await?;
         }
         let mut left = length as usize;
@@ -383,6 +403,28 @@ mod tests {
             connection,
             streams,
         )
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_our_own_carries_both_directions() {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (server, mut streams) = start(ours).unwrap();
+        let (client, _none) = start(theirs).unwrap();
+        for number in 0..3 {
+            let headers = Headers::default().with("port", &number.to_string());
+            let mut stream = client.open(&headers, false).await.unwrap();
+            let mut served = streams.recv().await.unwrap();
+            assert_eq!(served.headers.get("port"), Some(number.to_string().as_str()));
+            stream.writer.write(b"there").await.unwrap();
+            stream.writer.finish().await.unwrap();
+            assert_eq!(served.incoming.recv().await.unwrap(), "there");
+            assert_eq!(served.incoming.recv().await, None);
+            served.writer.write(b"back").await.unwrap();
+            served.writer.finish().await.unwrap();
+            assert_eq!(stream.incoming.recv().await.unwrap(), "back");
+            assert_eq!(stream.incoming.recv().await, None);
+        }
+        drop(server);
     }
 
     #[tokio::test]

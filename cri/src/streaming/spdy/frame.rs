@@ -177,7 +177,6 @@ pub(super) fn go_away(last: u32, status: u32) -> Vec<u8> {
 }
 
 /// Opens a stream, as a client does.
-#[cfg(test)]
 pub(super) fn syn_stream(stream: u32, fin: bool, block: &[u8]) -> Vec<u8> {
     control(SYN_STREAM, u8::from(fin), &[&stream.to_be_bytes()[..], &[0; 6], block].concat())
 }

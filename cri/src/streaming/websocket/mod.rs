@@ -5,6 +5,6 @@ mod channels;
 mod frame;
 mod tunnel;
 
-pub use accept::accept_key;
+pub use accept::{accept_key, base64};
 pub use channels::{ChannelWriter, Channels, Coding, Role};
 pub use tunnel::tunnel;

@@ -1,0 +1,50 @@
+//! Streams with clients that know nothing of hull. Debian: python3-websocket.
+
+use std::process::Command;
+
+use hull_tests::daemon::Daemon;
+use hull_tests::image;
+use hull_tests::pod::{Pod, container_config, pod_config};
+use hull_tests::registry::Registry;
+use k8s_cri::v1 as cri;
+use serde_json::Value;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_client_of_pythons_runs_a_command() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "python")).await;
+    let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+    let script = hull_tests::binaries::workspace().join("tests/clients/exec_over_websocket.py");
+    // v4 cannot tell the end of its input, so that command counts what it wants.
+    for (protocol, megabytes, command) in [
+        ("v5.channel.k8s.io", "20", "cat; echo errors >&2; exit 5"),
+        ("v4.channel.k8s.io", "2", "head -c 2097152; echo errors >&2; exit 5"),
+    ] {
+        let request = cri::ExecRequest {
+            container_id: id.clone(),
+            cmd: ["/bin/sh", "-c", command].map(str::to_owned).to_vec(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        };
+        let url = pod.client().exec(request).await.unwrap().into_inner().url;
+        // Debian's own Python, whatever else is first in PATH.
+        let output = Command::new("/usr/bin/python3")
+            .arg(&script)
+            .args([url.as_str(), protocol, megabytes])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{protocol}: {stderr}");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["1"], told["sent"], "{protocol}: what came back is what was sent");
+        assert_eq!(told["2"], "errors\n");
+        let status: Value = serde_json::from_str(told["3"].as_str().unwrap()).unwrap();
+        assert_eq!(status["details"]["causes"][0]["message"], "5", "{protocol}");
+    }
+    daemon.finish().await;
+}
