@@ -4,6 +4,7 @@ mod hostile;
 mod scratch;
 mod serving;
 mod slot;
+mod speed;
 
 use std::fs::File;
 use std::io;
