@@ -32,6 +32,8 @@ use crate::protocol::messages::{
     self, Message, error::Code, message::Body, request::Call, response::Outcome,
 };
 use crate::protocol::{BlockingConnection, Descriptors, Frame};
+#[doc(hidden)]
+pub use requests::Alone;
 use requests::Requests;
 use session::{Session, SessionError};
 use workers::Workers;
@@ -80,23 +82,8 @@ impl Server {
         own_descriptors: OwnedFd,
         confine: fn(ThreadKind) -> io::Result<()>,
     ) -> io::Result<Self> {
-        let config = Config {
-            root_dir: root.to_owned(),
-            proc_sfd_rawfd: Some(File::from(own_descriptors)),
-            cache_policy: CachePolicy::Auto,
-            entry_timeout: Duration::ZERO,
-            attr_timeout: Duration::ZERO,
-            // Each volume is a file system of its own to the guest: inode numbers of two may be the same.
-            announce_submounts: true,
-            guest_fd_limit: open_files,
-            xattr: true,
-            // Set-user-ID bits go with a write, without a question about each of them before.
-            killpriv_v2: true,
-            // Otherwise the guest would take the mask of an access list for the group's permissions.
-            posix_acl: NegotiationMode::Auto,
-            ..Config::default()
-        };
-        let requests = Arc::new(Requests::new(PassthroughFs::new(config)?)?);
+        let requests =
+            Arc::new(Requests::new(PassthroughFs::new(config(root, open_files, own_descriptors))?)?);
         Ok(Self { workers: Workers::start(&requests, REQUEST_THREADS, confine)?, session: None })
     }
 
@@ -150,6 +137,26 @@ impl Server {
         session.stop();
         self.workers.rest();
         Some(session.positions())
+    }
+}
+
+/// How `root` is served.
+fn config(root: &str, open_files: u64, own_descriptors: OwnedFd) -> Config {
+    Config {
+        root_dir: root.to_owned(),
+        proc_sfd_rawfd: Some(File::from(own_descriptors)),
+        cache_policy: CachePolicy::Auto,
+        entry_timeout: Duration::ZERO,
+        attr_timeout: Duration::ZERO,
+        // Each volume is a file system of its own to the guest: inode numbers of two may be the same.
+        announce_submounts: true,
+        guest_fd_limit: open_files,
+        xattr: true,
+        // Set-user-ID bits go with a write, without a question about each of them before.
+        killpriv_v2: true,
+        // Otherwise the guest would take the mask of an access list for the group's permissions.
+        posix_acl: NegotiationMode::Auto,
+        ..Config::default()
     }
 }
 

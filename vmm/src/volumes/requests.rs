@@ -1,7 +1,8 @@
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::passthrough::PassthroughFs;
@@ -68,26 +69,86 @@ fn fail(memory: &Memory, chain: Chain, unique: &[u8]) -> u32 {
 
 /// A chain of one writable buffer, in memory that no guest has.
 fn spare() -> io::Result<(Arc<Memory>, Chain)> {
+    let memory = private(SPARE)?;
+    let chain = chain(&memory, &[(BUFFERS, SPARE, true)])?;
+    Ok((memory, chain))
+}
+
+/// Where buffers begin in memory of our own; the rings lie below.
+const BUFFERS: u64 = 0x1000;
+
+/// Memory for so many bytes of buffers.
+fn private(bytes: u32) -> io::Result<Arc<Memory>> {
+    let size = BUFFERS as usize + bytes as usize;
+    let memory = Memory::from_ranges(&[(GuestAddress(0), size)]);
+    memory.map(Arc::new).map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// A chain of these buffers: address, length, whether it is for the reply.
+fn chain(memory: &Arc<Memory>, buffers: &[(u64, u32, bool)]) -> io::Result<Chain> {
     const TABLE: u64 = 0;
     const AVAILABLE: u64 = 0x100;
     const USED: u64 = 0x200;
-    const BUFFER: u64 = 0x1000;
     let failed = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
-    let size = BUFFER as usize + SPARE as usize;
-    let memory = Memory::from_ranges(&[(GuestAddress(0), size)]).map_err(|error| failed(&error))?;
-    let mut descriptor = [0; 16];
-    descriptor[..8].copy_from_slice(&BUFFER.to_le_bytes());
-    descriptor[8..12].copy_from_slice(&SPARE.to_le_bytes());
-    descriptor[12..14].copy_from_slice(&(VRING_DESC_F_WRITE as u16).to_le_bytes());
-    memory.write_slice(&descriptor, GuestAddress(TABLE)).map_err(|error| failed(&error))?;
+    for (index, (address, length, writable)) in buffers.iter().enumerate() {
+        let next = if index + 1 < buffers.len() { VRING_DESC_F_NEXT } else { 0 };
+        let flags = if *writable { VRING_DESC_F_WRITE | next } else { next };
+        let mut descriptor = [0; 16];
+        descriptor[..8].copy_from_slice(&address.to_le_bytes());
+        descriptor[8..12].copy_from_slice(&length.to_le_bytes());
+        descriptor[12..14].copy_from_slice(&(flags as u16).to_le_bytes());
+        descriptor[14..].copy_from_slice(&(index as u16 + 1).to_le_bytes());
+        let place = GuestAddress(TABLE + 16 * index as u64);
+        memory.write_slice(&descriptor, place).map_err(|error| failed(&error))?;
+    }
     // Flags 0, index 1; its one entry is descriptor 0.
     memory.write_slice(&[0, 0, 1, 0, 0, 0], GuestAddress(AVAILABLE)).map_err(|error| failed(&error))?;
-    let mut queue = Queue::new(1).map_err(|error| failed(&error))?;
+    let mut queue = Queue::new(2).map_err(|error| failed(&error))?;
     queue.set_desc_table_address(Some(TABLE as u32), Some(0));
     queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
     queue.set_used_ring_address(Some(USED as u32), Some(0));
     queue.set_ready(true);
-    let memory = Arc::new(memory);
-    let chain = queue.iter(Arc::clone(&memory)).map_err(|error| failed(&error))?.next();
-    Ok((memory, chain.ok_or_else(|| failed(&"the spare queue is empty"))?))
+    let chain = queue.iter(Arc::clone(memory)).map_err(|error| failed(&error))?.next();
+    chain.ok_or_else(|| failed(&"the queue is empty"))
+}
+
+/// Requests without a guest, for the fuzz target.
+#[doc(hidden)]
+pub struct Alone {
+    requests: Requests,
+    memory: Arc<Memory>,
+}
+
+impl Alone {
+    /// Most bytes of a request and of a reply.
+    pub const ROOM: u32 = 64 << 10;
+
+    /// Serves the directory; `own_descriptors` is this process's /proc/self/fd.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(root: &str, own_descriptors: OwnedFd) -> io::Result<Self> {
+        let files = PassthroughFs::new(super::config(root, 1000, own_descriptors))?;
+        Ok(Self { requests: Requests::new(files)?, memory: private(2 * Self::ROOM)? })
+    }
+
+    /// Carries out the request, with so much room for its reply; the reply.
+    ///
+    /// # Errors
+    /// It is longer than [`Self::ROOM`], or empty.
+    pub fn request(&self, request: &[u8], room: u32) -> io::Result<Vec<u8>> {
+        let (room, length) = (room.min(Self::ROOM), request.len() as u32);
+        if length == 0 || length > Self::ROOM {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let failed = |error: vm_memory::GuestMemoryError| io::Error::other(error.to_string());
+        let reply = BUFFERS + u64::from(Self::ROOM);
+        self.memory.write_slice(request, GuestAddress(BUFFERS)).map_err(failed)?;
+        let both = [(BUFFERS, length, false), (reply, room, true)];
+        let buffers = if room == 0 { &both[..1] } else { &both };
+        let written = self.requests.handle(&self.memory, chain(&self.memory, buffers)?);
+        let mut bytes = vec![0; written as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(reply)).map_err(failed)?;
+        Ok(bytes)
+    }
 }
