@@ -22,6 +22,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod resources;
+mod security_apparmor;
 mod security_context;
 mod stats;
 mod streaming;

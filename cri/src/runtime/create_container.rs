@@ -14,8 +14,11 @@ use super::objects::{Container, Pod, container_key};
 use super::translate::container::{self, Facts, WRITABLE};
 use super::translate::{devices, mounts, profile};
 use super::{Error, Result, Runtime, blocking, host, volumes};
-use crate::api::runtime::{ContainerConfig, CreateContainerRequest, NamespaceMode, PodSandboxConfig};
-use crate::security::seccomp;
+use crate::api::runtime::{
+    ContainerConfig, CreateContainerRequest, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
+};
+use crate::security::apparmor::{self, AppArmorError};
+use crate::security::{cdi, seccomp};
 use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume};
 
 impl Runtime {
@@ -249,6 +252,27 @@ pub(super) fn facts(record: &ContainerRecord, kernel: Kernel) -> Result<Facts> {
         devices: devices::look_up(&config.devices, context.privileged, kernel.is_hosts)?,
         seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
         seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
-        apparmor: kernel.apparmor,
+        cdi: cdi_edits(&config, kernel)?,
+        apparmor_profile: apparmor_profile(&context, kernel.apparmor)?,
+    })
+}
+
+/// What CDI devices bring along: things of the host, which only a container on its kernel can use.
+fn cdi_edits(config: &ContainerConfig, kernel: Kernel) -> Result<cdi::Edits> {
+    let names = cdi::names(config);
+    if !kernel.is_hosts && !names.is_empty() {
+        return Err(Error::Invalid(format!(
+            "a pod with its own kernel cannot have the CDI device {}",
+            names[0]
+        )));
+    }
+    cdi::edits(&names, &cdi::DIRECTORIES.map(Path::new)).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// The AppArmor profile to enter, if the kernel has AppArmor.
+fn apparmor_profile(context: &LinuxContainerSecurityContext, enabled: bool) -> Result<String> {
+    apparmor::resolve(&profile::apparmor(context)?, enabled).map_err(|error| match error {
+        AppArmorError::Missing(_) | AppArmorError::NotLoaded(_) => Error::Invalid(error.to_string()),
+        AppArmorError::Load(_) | AppArmorError::List(_) => Error::FailedPrecondition(error.to_string()),
     })
 }

@@ -76,7 +76,7 @@ use crate::config::{CgroupDriver, Config, NetworkMode, SandboxKind};
 use crate::sandbox::microvm::MicrovmLauncher;
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
-use crate::security::capabilities;
+use crate::security::{apparmor, capabilities};
 use crate::security::seccomp::{self, Profile};
 use crate::store::record::ContainerPhase;
 use crate::store::{Store, StoreError};
@@ -201,6 +201,13 @@ impl Runtime {
         runtime.adopt_all().await?;
         runtime.thaw_all().await;
         runtime.tell_changes();
+        if runtime.apparmor {
+            tokio::task::spawn_blocking(|| {
+                if let Err(error) = apparmor::load_default() {
+                    tracing::warn!(%error, "containers that ask for AppArmor's default cannot be started");
+                }
+            });
+        }
         // The first container should not wait for the compiler; whether this works matters only to it.
         tokio::task::spawn_blocking(|| seccomp::compile(Profile::RuntimeDefault, capabilities::DEFAULT));
         Ok(runtime)

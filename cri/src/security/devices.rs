@@ -156,7 +156,7 @@ fn device(destination: &Path, metadata: &Metadata, access: &str) -> Option<Devic
     })
 }
 
-fn access_of(path: &str, permissions: &str) -> Result<String, DeviceError> {
+pub(crate) fn access_of(path: &str, permissions: &str) -> Result<String, DeviceError> {
     if permissions.is_empty() {
         return Ok("rwm".to_owned());
     }

@@ -1,10 +1,14 @@
 //! What a container may do, decided in hulld: capabilities, system calls, devices, sysctls and hidden paths.
 //!
 //! Everything here turns a request into facts for the agent's protocol and refuses what cannot be right. Nothing here
-//! changes the machine.
+//! changes the machine, but that hull's own AppArmor profile is loaded into the kernel.
 
+/// AppArmor profiles: hull's own, which is loaded here, and the node's.
+pub mod apparmor;
 /// Capability names, the default set, and the sets a container gets.
 pub mod capabilities;
+/// Devices by name, as vendors describe them in files.
+pub mod cdi;
 /// Host devices for containers.
 pub mod devices;
 /// Paths hidden from containers, or read-only for them.

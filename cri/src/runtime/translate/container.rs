@@ -6,13 +6,14 @@ use hull_agent::protocol::messages::{self, PidMode};
 use hull_images::LayerId;
 
 use super::devices::Devices;
-use super::{check_text, invalid, mounts, pod, process, profile, resources, signal, user, user_namespace};
+use super::{check_text, invalid, mounts, pod, process, resources, signal, user, user_namespace};
 use crate::api::runtime::{
     ContainerConfig, ContainerMetadata, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
 use crate::runtime::Error;
 use crate::sandbox::{LogPlace, Source};
 use crate::security;
+use crate::security::cdi::Edits;
 use crate::store::record::{ContainerRecord, ImageFacts, SandboxRecord};
 use crate::systemd::slice;
 
@@ -28,8 +29,10 @@ pub struct Facts {
     pub seccomp: Vec<u8>,
     /// Flags for it.
     pub seccomp_flags: u32,
-    /// The node has AppArmor.
-    pub apparmor: bool,
+    /// What CDI devices bring along.
+    pub cdi: Edits,
+    /// The AppArmor profile to enter, empty for none.
+    pub apparmor_profile: String,
 }
 
 /// The agent's request and what its slots stand for, in their order.
@@ -53,9 +56,6 @@ pub fn check(config: &ContainerConfig, pod: &PodSandboxConfig) -> Result<Contain
         return Err(invalid("the container's metadata has no name"));
     }
     check_text("the container's name", &metadata.name)?;
-    if !config.cdi_devices.is_empty() {
-        return Err(Error::Unimplemented("hull does not know CDI devices yet".into()));
-    }
     let context = context(config);
     if context.privileged && !pod::security(pod).privileged {
         return Err(invalid("a privileged container needs a privileged pod sandbox"));
@@ -102,7 +102,8 @@ pub fn plan(
         images: &container.image_volumes,
         mapping: mapping.as_ref(),
     };
-    let mounts = mounts::mounts(&config.mounts, own, &mut sources)?;
+    let asked = mounts::with_devices(&config.mounts, &facts.cdi.mounts);
+    let mounts = mounts::mounts(&asked, own, &mut sources)?;
     let log = log_place(&config, &pod_config).map(|place| {
         sources.push(Source::Log(place));
         sources.len() as u32 - 1
@@ -113,7 +114,7 @@ pub fn plan(
         id: container.id.clone(),
         process: Some(first_process(&config, &image, &context, pod, facts)?),
         rootfs: Some(rootfs),
-        no_shm: mounts::is_mounted(&config.mounts, "/dev/shm"),
+        no_shm: mounts::is_mounted(&asked, "/dev/shm"),
         mounts,
         pid_mode: pid_mode.into(),
         pid_target,
@@ -121,7 +122,7 @@ pub fn plan(
         private_cgroup_namespace: !context.privileged || mapping.is_some(),
         cgroup_leaf: slice::leaf(&pod.cgroup_parent, &container.id),
         resources: Some(cri_resources.map(resources::limits).transpose()?.unwrap_or_default()),
-        devices: facts.devices.nodes.clone(),
+        devices: facts.devices.nodes.iter().chain(&facts.cdi.devices).cloned().collect(),
         device_rules: facts.devices.rules.clone(),
         masked_paths,
         readonly_paths,
@@ -164,12 +165,14 @@ fn first_process(
     facts: &Facts,
 ) -> Result<messages::Process, Error> {
     let capabilities = capabilities(context)?;
+    let mut user = user::container_user(context, &image.user)?;
+    user.supplemental_groups.extend(&facts.cdi.groups);
     let cri_resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     Ok(messages::Process {
         args: process::arguments(config, image)?,
-        env: process::environment(config, image, &pod.hostname)?,
+        env: process::environment(config, image, &pod.hostname, &facts.cdi.env)?,
         cwd: process::working_directory(config, image)?,
-        user: Some(user::container_user(context, &image.user)?),
+        user: Some(user),
         cap_bounding: capabilities.bounding,
         cap_effective: capabilities.effective,
         cap_permitted: capabilities.permitted,
@@ -178,7 +181,7 @@ fn first_process(
         no_new_privs: context.no_new_privs,
         seccomp: facts.seccomp.clone(),
         seccomp_flags: facts.seccomp_flags,
-        apparmor_profile: profile::apparmor(context, facts.apparmor)?,
+        apparmor_profile: facts.apparmor_profile.clone(),
         selinux_label: String::new(),
         rlimits: Vec::new(),
         oom_score_adj: Some(resources::oom_score_adj(cri_resources)?),

@@ -25,7 +25,7 @@ pub struct Own<'a> {
     pub directory: &'a Path,
     /// Directories of the image's VOLUMEs: path in the container → name below `directory`.
     pub volumes: &'a BTreeMap<String, String>,
-    /// The images that its mounts name, in the order of these mounts.
+    /// The images that its mounts name.
     pub images: &'a [ImageVolume],
     /// What its pod's user namespace maps, if it has one.
     pub mapping: Option<&'a Mapping>,
@@ -43,10 +43,12 @@ enum Wants {
 /// Mounts in the order in which they are made, each source appended to `sources` as its slot.
 pub fn mounts(cri: &[Mount], own: Own<'_>, sources: &mut Vec<Source>) -> Result<Vec<messages::Mount>, Error> {
     let mut mounts: Vec<Wanted> = Vec::with_capacity(cri.len() + own.volumes.len());
-    let mut images = own.images.iter();
     for mount in cri {
         mounts.push(match &mount.image {
-            Some(_) => image_mount(mount, own.mapping, images.next())?,
+            Some(_) => {
+                let of_mount = |volume: &&ImageVolume| volume.container_path == mount.container_path;
+                image_mount(mount, own.mapping, own.images.iter().find(of_mount))?
+            }
             None => host_mount(mount, own.mapping)?,
         });
     }
@@ -72,6 +74,14 @@ pub fn mounts(cri: &[Mount], own: Own<'_>, sources: &mut Vec<Source>) -> Result<
         mount
     };
     Ok(mounts.into_iter().map(with_slots).collect())
+}
+
+/// The mounts of a request with those that CDI devices bring, which replace what is asked for at the same path.
+pub fn with_devices(cri: &[Mount], of_devices: &[Mount]) -> Vec<Mount> {
+    let kept = cri.iter().filter(|mount| {
+        destination(&mount.container_path).map_or(true, |path| !is_mounted(of_devices, &path))
+    });
+    kept.chain(of_devices).cloned().collect()
 }
 
 /// KEP-4639: an image, or a part of it, read-only.
@@ -233,7 +243,11 @@ mod tests {
     #[test]
     fn an_image_becomes_its_layers_the_uppermost_first() {
         let layer = |digit: &str| format!("sha256:{}", digit.repeat(64));
-        let volume = ImageVolume { layers: vec![layer("a"), layer("b")], ..Default::default() };
+        let volume = ImageVolume {
+            container_path: "/image".into(),
+            layers: vec![layer("a"), layer("b")],
+            ..Default::default()
+        };
         let image = Mount {
             image: Some(ImageSpec { image: "x".into(), ..Default::default() }),
             image_sub_path: "etc".into(),

@@ -30,11 +30,12 @@ pub fn arguments(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Str
     Ok(arguments)
 }
 
-/// The environment: defaults, then the image's, then CRI's; a later one replaces an earlier one of the same name.
+/// The environment: defaults, then the image's, then CRI's, then that of CDI devices; a later one replaces an earlier one of the same name.
 pub fn environment(
     config: &ContainerConfig,
     image: &ImageFacts,
     hostname: &str,
+    of_devices: &[String],
 ) -> Result<Vec<String>, Error> {
     let mut merged = Environment::default();
     merged.set(DEFAULT_PATH.to_owned());
@@ -58,6 +59,9 @@ pub fn environment(
         let value = std::str::from_utf8(value)
             .map_err(|_| invalid(format!("the value of the environment variable {key:?} is not UTF-8")))?;
         merged.set(format!("{key}={value}"));
+    }
+    for entry in of_devices {
+        merged.set(entry.clone());
     }
     Ok(merged.entries)
 }
@@ -129,8 +133,8 @@ mod tests {
         let set = |key: &str, value: &str| KeyValue { key: key.into(), value: value.as_bytes().to_vec() };
         let config =
             ContainerConfig { envs: vec![set("A", "x=y"), set("C", "")], tty: true, ..Default::default() };
-        let environment = environment(&config, &image, "pod").unwrap();
-        assert_eq!(environment, ["PATH=/bin", "TERM=xterm", "HOSTNAME=pod", "A=x=y", "B=2", "C="]);
+        let environment = environment(&config, &image, "pod", &["D=4".to_owned(), "C=5".to_owned()]).unwrap();
+        assert_eq!(environment, ["PATH=/bin", "TERM=xterm", "HOSTNAME=pod", "A=x=y", "B=2", "C=5", "D=4"]);
     }
 
     #[test]
@@ -138,10 +142,10 @@ mod tests {
         for (key, value) in [("", "x"), ("A=B", "x"), ("A", "\0"), ("A\0", "x")] {
             let envs = vec![KeyValue { key: key.into(), value: value.as_bytes().to_vec() }];
             let config = ContainerConfig { envs, ..Default::default() };
-            assert!(environment(&config, &ImageFacts::default(), "").is_err(), "{key:?}");
+            assert!(environment(&config, &ImageFacts::default(), "", &[]).is_err(), "{key:?}");
         }
         let image = ImageFacts { env: vec!["A=\0".into()], ..Default::default() };
-        assert!(environment(&ContainerConfig::default(), &image, "").is_err());
+        assert!(environment(&ContainerConfig::default(), &image, "", &[]).is_err());
     }
 
     #[test]

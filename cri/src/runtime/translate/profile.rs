@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::invalid;
 use crate::api::runtime::{LinuxContainerSecurityContext, SecurityProfile, security_profile::ProfileType};
 use crate::runtime::Error;
+use crate::security::apparmor::Wanted;
 
 /// A security profile by its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,28 +69,29 @@ pub fn seccomp_path(profile: &Profile) -> Option<PathBuf> {
     }
 }
 
-/// Name of the AppArmor profile to enter, empty for none. hull loads no profile of its own, so the runtime's default is
-/// no confinement; a named profile on a node without AppArmor is an error rather than silence.
-pub fn apparmor(context: &LinuxContainerSecurityContext, enabled: bool) -> Result<String, Error> {
-    if context.privileged {
-        return Ok(String::new());
-    }
+/// The AppArmor profile that is asked for. A privileged container has none, unless it names one. In either form a name
+/// may have the prefix `localhost/`.
+pub fn apparmor(context: &LinuxContainerSecurityContext) -> Result<Wanted, Error> {
     #[allow(deprecated)]
-    let profile = match &context.apparmor {
-        Some(profile) => Profile::from_cri("AppArmor", profile)?,
-        None => Profile::from_text("AppArmor", &context.apparmor_profile)?,
+    let profile = match (&context.apparmor, context.apparmor_profile.as_str()) {
+        (Some(profile), _) => Some(Profile::from_cri("AppArmor", profile)?),
+        (None, "") => None,
+        (None, text) => Some(Profile::from_text("AppArmor", text)?),
     };
-    match profile {
-        Profile::RuntimeDefault => Ok(String::new()),
-        Profile::Unconfined => Ok(if enabled { "unconfined".to_owned() } else { String::new() }),
-        Profile::Localhost(name) if !enabled => {
-            Err(invalid(format!("the AppArmor profile {name:?} is asked for, but this node has no AppArmor")))
-        }
-        Profile::Localhost(name) => {
+    Ok(match profile {
+        Some(Profile::Localhost(name)) => {
+            let name = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
             super::check_text("the AppArmor profile", &name)?;
-            Ok(name)
+            if name.is_empty() {
+                return Err(invalid("an AppArmor profile of the node is asked for, but not which"));
+            }
+            Wanted::Localhost(name)
         }
-    }
+        _ if context.privileged => Wanted::Unconfined,
+        Some(Profile::Unconfined) => Wanted::Unconfined,
+        Some(Profile::RuntimeDefault) => Wanted::Default,
+        None => Wanted::Unspecified,
+    })
 }
 
 #[cfg(test)]
@@ -133,11 +135,45 @@ mod tests {
     }
 
     #[test]
-    fn a_named_apparmor_profile_needs_apparmor() {
-        let named = context(ProfileType::Localhost, "web");
-        assert!(apparmor(&named, false).is_err());
-        assert_eq!(apparmor(&named, true).unwrap(), "web");
-        assert_eq!(apparmor(&context(ProfileType::RuntimeDefault, ""), true).unwrap(), "");
-        assert_eq!(apparmor(&LinuxContainerSecurityContext::default(), false).unwrap(), "");
+    fn an_apparmor_profile_is_named_with_or_without_its_prefix() {
+        for name in ["web", "localhost/web"] {
+            assert_eq!(
+                apparmor(&context(ProfileType::Localhost, name)).unwrap(),
+                Wanted::Localhost("web".into())
+            );
+        }
+        assert_eq!(apparmor(&context(ProfileType::RuntimeDefault, "")).unwrap(), Wanted::Default);
+        assert_eq!(apparmor(&context(ProfileType::Unconfined, "")).unwrap(), Wanted::Unconfined);
+        assert_eq!(apparmor(&LinuxContainerSecurityContext::default()).unwrap(), Wanted::Unspecified);
+        for name in ["", "localhost/", "a\nb"] {
+            assert!(apparmor(&context(ProfileType::Localhost, name)).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn the_older_apparmor_field_counts_if_the_newer_is_not_there() {
+        let old = |text: &str, newer: Option<SecurityProfile>| {
+            apparmor(&LinuxContainerSecurityContext {
+                apparmor: newer,
+                apparmor_profile: text.into(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(old("localhost/web", None).unwrap(), Wanted::Localhost("web".into()));
+        assert_eq!(old("runtime/default", None).unwrap(), Wanted::Default);
+        assert_eq!(old("unconfined", None).unwrap(), Wanted::Unconfined);
+        assert!(old("web", None).is_err());
+        let newer = context(ProfileType::Unconfined, "").apparmor;
+        assert_eq!(old("localhost/web", newer).unwrap(), Wanted::Unconfined);
+    }
+
+    #[test]
+    fn a_privileged_container_is_confined_only_by_name() {
+        let privileged = |kind, name| {
+            apparmor(&LinuxContainerSecurityContext { privileged: true, ..context(kind, name) }).unwrap()
+        };
+        assert_eq!(privileged(ProfileType::RuntimeDefault, ""), Wanted::Unconfined);
+        assert_eq!(privileged(ProfileType::Localhost, "web"), Wanted::Localhost("web".into()));
     }
 }
