@@ -23,6 +23,7 @@ mod namespaces;
 mod network;
 mod resources;
 mod security_apparmor;
+mod security_cdi;
 mod security_context;
 mod stats;
 mod streaming;

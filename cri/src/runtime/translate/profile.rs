@@ -52,6 +52,12 @@ pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Profile, Error
         Some(profile) => Profile::from_cri("seccomp", profile)?,
         None => Profile::from_text("seccomp", &context.seccomp_profile_path)?,
     };
+    let profile = match profile {
+        Profile::Localhost(path) => {
+            Profile::Localhost(path.strip_prefix("localhost/").unwrap_or(&path).to_owned())
+        }
+        other => other,
+    };
     if let Profile::Localhost(path) = &profile {
         // kubelet sends the absolute path of a file below its own directory.
         if !Path::new(path).is_absolute() {
@@ -113,6 +119,9 @@ mod tests {
         assert_eq!(seccomp(&context(ProfileType::Unconfined, "")).unwrap(), Profile::Unconfined);
         let localhost = seccomp(&context(ProfileType::Localhost, "/p.json")).unwrap();
         assert_eq!(seccomp_path(&localhost), Some("/p.json".into()));
+        // As the older form has it; other runtimes take it here, too.
+        let prefixed = seccomp(&context(ProfileType::Localhost, "localhost//p.json")).unwrap();
+        assert_eq!(prefixed, localhost);
         assert!(seccomp(&context(ProfileType::Localhost, "p.json")).is_err());
         let privileged =
             LinuxContainerSecurityContext { privileged: true, ..context(ProfileType::RuntimeDefault, "") };
