@@ -21,6 +21,17 @@ for word in $(cat /proc/cmdline); do
       done ;;
     test.idle) echo "test: idle"; sleep 16; echo "test: awake" ;;
     test.count) i=0; while :; do i=$((i + 1)); echo "test: count $i"; usleep 200000; done ;;
+    test.volumes)
+      mkdir /mnt /etc
+      mount -t virtiofs volumes /mnt && echo "test: mounted"
+      until cat /mnt/0/go 2>/dev/null; do usleep 200000; done
+      for user in 0 1000 70000; do
+        echo "u$user:x:$user:$user::/:/bin/sh" >>/etc/passwd
+        su u$user -c "echo 'of $user' >/mnt/0/by-$user" && echo "test: $(stat -c '%u %g' /mnt/0/by-$user)"
+      done
+      echo x 2>/dev/null >/mnt/1/new || echo "test: read-only"
+      echo "test: $(cat /mnt/2)"
+      echo "test: volumes done" ;;
     test.off) poweroff -f ;;
     test.restart) reboot -f ;;
     test.panic) exit 3 ;;
@@ -70,7 +81,8 @@ pub(crate) fn initramfs() -> File {
     entry("dev/console", 0o20600, b"", (5, 1));
     entry("bin/busybox", 0o100755, &std::fs::read("/bin/busybox").unwrap(), (0, 0));
     let applets = [
-        "sh", "mount", "grep", "cat", "nproc", "sleep", "usleep", "poweroff", "reboot", "ls", "dmesg", "tail",
+        "sh", "mount", "grep", "cat", "nproc", "sleep", "usleep", "poweroff", "reboot", "ls", "dmesg",
+        "tail", "mkdir", "su", "stat",
     ];
     for applet in applets {
         entry(&format!("bin/{applet}"), 0o120777, b"busybox", (0, 0));
