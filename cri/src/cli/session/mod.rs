@@ -75,11 +75,18 @@ pub(super) async fn attend(
         true => Some(RawTerminal::begin().map_err(failed)?),
         false => None,
     };
+    let mut changes = signal(SignalKind::window_change()).map_err(failed)?;
+    let resize = channels.writer(RESIZE);
+    if wanted.tty {
+        // Before the first key: what is typed may ask for it.
+        tell_size(&resize).await;
+    }
     let sizes = async {
-        if wanted.tty {
-            follow_size(channels.writer(RESIZE)).await.map_err(failed)?;
+        while wanted.tty {
+            changes.recv().await;
+            tell_size(&resize).await;
         }
-        std::future::pending::<Result<(), CliError>>().await
+        std::future::pending::<()>().await;
     };
     let input = async {
         match wanted.stdin && send_input(channels.writer(STDIN), wanted.detachable && wanted.tty).await {
@@ -102,7 +109,7 @@ pub(super) async fn attend(
     let ended = tokio::select! {
         text = output => outcome(&text?, doing),
         ended = input => Ok(ended),
-        error = sizes => error.map(|()| Ended::Detached),
+        () = sizes => Ok(Ended::Detached),
     };
     drop(raw);
     channels.close().await;
@@ -148,17 +155,12 @@ async fn send_input(to: ChannelWriter, detachable: bool) -> bool {
     false
 }
 
-/// Tells the size of the terminal, now and whenever it changes.
-async fn follow_size(to: ChannelWriter) -> io::Result<()> {
-    let mut changes = signal(SignalKind::window_change())?;
-    loop {
-        if let Some((columns, rows)) = terminal::size() {
-            let size = format!("{{\"Width\":{columns},\"Height\":{rows}}}");
-            if to.write(size.as_bytes()).await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-        changes.recv().await;
+/// Tells the size of the terminal, if there is one.
+async fn tell_size(to: &ChannelWriter) {
+    if let Some((columns, rows)) = terminal::size() {
+        let size = format!("{{\"Width\":{columns},\"Height\":{rows}}}");
+        // The other side may have ended; that is told elsewhere.
+        let _ = to.write(size.as_bytes()).await;
     }
 }
 
