@@ -308,6 +308,8 @@ pub fn confine(kind: ThreadKind) -> io::Result<()> {
         io::Error::other(format!("cannot confine the thread for {kind:?}: {error}"))
     };
     let program = kind.program().map_err(|error| failed(&error))?;
+    // The first look at the clock finds the vDSO by way of prctl(PR_GET_AUXV), which no thread may call afterwards.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     seccompiler::apply_filter(&program).map_err(|error| failed(&error))
 }
 
