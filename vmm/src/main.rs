@@ -32,9 +32,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
     let end = control::serve(&mut machine, born.birth, listener, receiver, PodMachine::begin)?;
-    machine.end();
-    if let End::Ended(reason) = end {
-        eprintln!("hull-vmm: {reason}");
+    match end {
+        End::Stopped => machine.stop(),
+        End::Ended(reason) => {
+            machine.end();
+            eprintln!("hull-vmm: {reason}");
+        }
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,11 @@ use hull_vmm::protocol::{BlockingConnection, messages};
 /// A guest may be emulated as a whole.
 const PATIENCE: Duration = Duration::from_secs(120);
 const IDS: u32 = 1_879_048_192 + 99 * 65_536;
+
+/// HULL_VMM, the program that is shipped, or that of this build.
+fn program() -> PathBuf {
+    std::env::var_os("HULL_VMM").map_or_else(|| env!("CARGO_BIN_EXE_hull-vmm").into(), Into::into)
+}
 
 struct Vmm {
     first: Child,
@@ -79,7 +85,7 @@ impl Vmm {
         };
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
-        let first = Command::new(env!("CARGO_BIN_EXE_hull-vmm"))
+        let first = Command::new(program())
             .env_clear()
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
@@ -182,7 +188,7 @@ fn a_guest_finds_every_device_and_its_machine_does_as_it_is_told() {
 
     let status = vmm.status();
     let slots = (0..8).map(|slot| format!("slot{slot}"));
-    for device in ["vsock", "net", "images", "scratch", "rng", "balloon", "mem"]
+    for device in ["vsock", "net", "images", "scratch", "volumes", "rng", "balloon", "mem"]
         .map(str::to_owned)
         .into_iter()
         .chain(slots)

@@ -237,14 +237,18 @@ impl Core {
         self.paused
     }
 
-    /// Stops the machine for good and writes out what devices and console hold back.
+    /// Stops the processors for good, and writes out what the console holds back. Devices serve on what is in their queues
+    /// already, until the process ends: it waits for no disk.
     pub fn end(&mut self) {
         self.vcpus.end();
-        for mut device in self.bus.virtio() {
-            // Draining is what is wanted; a device that cannot be drained has told so when it failed.
-            let _ = device.pause();
-        }
         self.bus.ports().flush();
+    }
+
+    /// Resets the device of this name, as its driver would.
+    pub(super) fn reset_device(&mut self, name: &str) {
+        for mut device in self.bus.virtio().filter(|device| device.name() == name) {
+            device.reset();
+        }
     }
 
     /// The state of a machine that rests; its memory is the memfd's content.

@@ -14,6 +14,7 @@ mod state;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use core::{BuildError, Core, CoreConfig, CoreFiles, Kernel};
 pub use devices::{DeviceFiles, Handles, MAX_SLOTS, build as build_devices};
@@ -24,6 +25,9 @@ use crate::control::Events;
 use crate::jail::{BootFiles, ThreadKind, confine};
 use crate::memory::MachineMemory;
 use crate::protocol::messages;
+
+/// How long what the guest said last may take to its files.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A pod's machine, with all devices and what they are controlled by.
 pub struct PodMachine {
@@ -70,8 +74,26 @@ impl PodMachine {
         self.core.resume().map_err(io::Error::other)
     }
 
-    /// Ends it: processors stop, devices are drained, what is held back of the console is written.
+    /// Ends it at once, as a power cut would.
+    pub fn stop(&mut self) {
+        self.core.end();
+    }
+
+    /// Ends it after the guest has ended by itself: what its containers said last still goes to their logs.
     pub fn end(&mut self) {
         self.core.end();
+        wait(|| self.handles.vsock.metrics().waiting == 0);
+        // Its streams end then, and the writer of the logs closes its own when all that came is in the files.
+        self.core.reset_device("vsock");
+        let logs = self.handles.logs.handle();
+        wait(|| logs.list().iter().all(|container| logs.state(container).is_none_or(|log| log.open == 0)));
+    }
+}
+
+/// Until it is so, but not long: a disk may hang, and there may be a container that nobody gave a log.
+fn wait(is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() && start.elapsed() < LAST_WORDS {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -360,7 +360,8 @@ impl MmioTransport {
         self.device.queue_sizes().iter().map(unset).collect()
     }
 
-    fn reset(&mut self) {
+    /// As the driver resets it: by writing 0 to the status.
+    pub fn reset(&mut self) {
         self.device.reset();
         self.active = false;
         let generation = self.registers.generation;
