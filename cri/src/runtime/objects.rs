@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
+use hull_agent::protocol::messages::Attach;
 use hull_images::LayerHold;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::error::Result;
 use super::get_container_events::{Change, Changes, Subject};
 use super::{Error, host};
 use crate::api::runtime::{ContainerEventType, ContainerMetadata, PodSandboxMetadata};
-use crate::sandbox::{Agent, Launcher, Place};
+use crate::sandbox::{Agent, Launcher, Place, SandboxError, Slots};
 use crate::stats::{DiskUsage, Rate};
 use crate::store::record::{ContainerPhase, ContainerRecord, Exit, PodPhase, SandboxRecord};
 use crate::store::{Store, StoreError, Table};
@@ -217,6 +218,17 @@ impl Pod {
     }
 }
 
+/// Somebody who wants a container's streams from its very beginning.
+#[derive(Debug)]
+pub struct AtStart {
+    /// What is to be asked.
+    pub call: Attach,
+    /// Its pipes.
+    pub slots: Slots,
+    /// Where the answer goes.
+    pub done: oneshot::Sender<std::result::Result<(), SandboxError>>,
+}
+
 /// A container.
 #[derive(Debug)]
 pub struct Container {
@@ -232,6 +244,8 @@ pub struct Container {
     stop: watch::Sender<Option<Instant>>,
     /// It has got its stop signal, or does at this moment.
     pub asked_to_stop: AtomicBool,
+    /// Who wants its streams from its very beginning; None once its start is on its way.
+    at_start: Mutex<Option<Vec<AtStart>>>,
     /// How fast it uses processor time.
     pub rate: Rate,
     /// What its writable layer occupies.
@@ -247,6 +261,7 @@ impl Container {
             over: watch::Sender::new(record.is_over()),
             stop: watch::Sender::new(None),
             asked_to_stop: AtomicBool::new(false),
+            at_start: Mutex::new((record.phase() == ContainerPhase::Created).then(Vec::new)),
             record: Kept::new(record),
             pod,
             order: tokio::sync::Mutex::new(()),
@@ -324,12 +339,32 @@ impl Container {
             }
             record.exited(exit);
         });
+        // It was never started: nobody need wait for that.
+        drop(lock(&self.at_start).take());
         self.over.send_replace(true);
     }
 
-    /// It may still be started, or is being started.
-    pub fn is_to_come(&self) -> bool {
-        matches!(self.phase(), ContainerPhase::Created | ContainerPhase::Starting)
+    /// Attaches in the moment of its start, so that nothing of its output is missed; the receiver tells when that is
+    /// done, or ends if it is never started. Gives the call back if the start is on its way already: an Attach that is
+    /// sent now is the next thing that the agent does.
+    pub fn attach_at_start(
+        &self,
+        call: Attach,
+        slots: Slots,
+    ) -> std::result::Result<oneshot::Receiver<std::result::Result<(), SandboxError>>, (Attach, Slots)> {
+        match &mut *lock(&self.at_start) {
+            Some(waiting) => {
+                let (done, receiver) = oneshot::channel();
+                waiting.push(AtStart { call, slots, done });
+                Ok(receiver)
+            }
+            None => Err((call, slots)),
+        }
+    }
+
+    /// Its start has just been sent to the agent: who waited for that, to be sent right behind.
+    pub fn take_at_start(&self) -> Vec<AtStart> {
+        lock(&self.at_start).take().unwrap_or_default()
     }
 
     /// It is to have ended by then, or by an earlier time that was set before.

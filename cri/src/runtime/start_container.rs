@@ -44,7 +44,30 @@ impl Runtime {
         };
         let prepared = Instant::now();
         let limits = start.resources.clone().unwrap_or_default();
-        let answer = agent.call(request::Call::StartContainer(start), slots).await;
+        let asked = agent.ask(request::Call::StartContainer(start), slots);
+        // On the socket before the agent can come to anything else: they miss nothing of the output.
+        let attaches: Vec<_> = container
+            .take_at_start()
+            .into_iter()
+            .map(|waiting| (agent.ask(request::Call::Attach(waiting.call), waiting.slots), waiting.done))
+            .collect();
+        let started = async {
+            match asked {
+                Ok(asked) => asked.answer().await,
+                Err(error) => Err(error),
+            }
+        };
+        let attached = async {
+            for (asked, done) in attaches {
+                let answer = match asked {
+                    Ok(asked) => asked.answer().await.map(drop),
+                    Err(error) => Err(error),
+                };
+                // Who attached may have left.
+                let _ = done.send(answer);
+            }
+        };
+        let (answer, ()) = tokio::join!(started, attached);
         tracing::debug!(
             container = container.id(),
             prepared_in = ?prepared.duration_since(begun),

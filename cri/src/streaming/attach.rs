@@ -7,7 +7,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hull_agent::protocol::messages::error::Code;
 use hull_agent::protocol::messages::{self, request};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
@@ -17,12 +16,10 @@ use super::exec::follow_sizes;
 use super::pipes;
 use super::status::Outcome;
 use crate::runtime::objects::Container;
-use crate::sandbox::{SandboxError, Slots};
+use crate::sandbox::Slots;
 
 /// How far a client may fall behind the container, in bytes; /proc/sys/fs/pipe-max-size does not bind root.
 const BACKLOG: usize = 1 << 20;
-/// How long until a container that is not started yet is asked for again.
-const AGAIN: Duration = Duration::from_millis(2);
 /// How long after the last output the end of the container may become known.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
@@ -55,23 +52,22 @@ impl AttachSession {
             Ok(agent) => agent,
             Err(error) => return failed(&error),
         };
-        let ends = loop {
-            let mut slots = Slots::default();
-            let mut call = messages::Attach { container_id: id.to_owned(), ..Default::default() };
-            let ends = match Ends::make(client, &mut call, &mut slots) {
-                Ok(ends) => ends,
-                Err(error) => return failed(&error),
-            };
-            match agent.order("attach", request::Call::Attach(call), slots).await {
-                Ok(()) => break ends,
-                // Not started yet. A request that meets the start waits in the agent and is the next thing it does, so
-                // nothing of the output is missed.
-                Err(SandboxError::Refused { code: Code::NotFound, .. }) if self.container.is_to_come() => {
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Err(error) => return failed(&error),
-            }
+        let mut slots = Slots::default();
+        let mut call = messages::Attach { container_id: id.to_owned(), ..Default::default() };
+        let ends = match Ends::make(client, &mut call, &mut slots) {
+            Ok(ends) => ends,
+            Err(error) => return failed(&error),
         };
+        let attached = match self.container.attach_at_start(call, slots) {
+            Ok(started) => match started.await {
+                Ok(attached) => attached,
+                Err(_) => return failed(&"it was not started"),
+            },
+            Err((call, slots)) => agent.order("attach", request::Call::Attach(call), slots).await,
+        };
+        if let Err(error) = attached {
+            return failed(&error);
+        }
         let resizes = client.resizes.take().filter(|_| self.wanted.tty);
         let resizes = async {
             if let Some(resizes) = resizes {
