@@ -181,7 +181,8 @@ async fn what_cannot_be_is_refused_before_anything_is_made() {
     daemon.pull(&name).await;
     let twice = [mapping(), mapping()].concat();
     let empty = vec![cri::IdMapping { length: 0, ..mapping().remove(0) }];
-    let changes: [(&str, Box<dyn Fn(&mut cri::NamespaceOption)>); 6] = [
+    type Change = Box<dyn Fn(&mut cri::NamespaceOption)>;
+    let changes: [(&str, Change); 6] = [
         (
             "exactly one",
             Box::new(move |options| options.userns_options.as_mut().unwrap().uids = twice.clone()),

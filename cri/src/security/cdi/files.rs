@@ -62,7 +62,7 @@ pub(super) fn find(kind: &str, name: &str, directories: &[&Path]) -> Result<Foun
 fn told(broken: &[String]) -> String {
     match broken {
         [] => String::new(),
-        [first, rest @ ..] if rest.is_empty() => format!(" (unreadable: {first})"),
+        [first] => format!(" (unreadable: {first})"),
         [first, rest @ ..] => format!(" (unreadable: {first}; and {} more)", rest.len()),
     }
 }
