@@ -14,8 +14,8 @@ use crate::api::runtime::{
     security_profile::ProfileType,
 };
 use crate::runtime::Error;
-use crate::systemd::slice;
 use crate::security::sysctl::{self, SysctlError};
+use crate::systemd::slice;
 
 /// Below the agents' own memory nothing of a pod is worth saving.
 const AGENT_OOM_SCORE: i32 = -998;
