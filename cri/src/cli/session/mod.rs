@@ -82,8 +82,10 @@ pub(super) async fn attend(
         tell_size(&resize).await;
     }
     let sizes = async {
-        while wanted.tty {
-            changes.recv().await;
+        if !wanted.tty {
+            std::future::pending::<()>().await;
+        }
+        while changes.recv().await.is_some() {
             tell_size(&resize).await;
         }
         std::future::pending::<()>().await;
