@@ -202,7 +202,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<u8, CliError> {
+async fn dispatch(mut cli: Cli) -> Result<u8, CliError> {
+    if let Command::System(system) = &mut cli.command {
+        // What the machine lacks may be why there is no daemon.
+        system.look_at_machine(cli.output).await?;
+    }
     // What `stop` calls --timeout is the container's time and not the request's.
     let timeout = cli.timeout.filter(|_| !matches!(cli.command, Command::Stop(_)));
     let mut client = Client::connect(&cli.socket, timeout).await?;

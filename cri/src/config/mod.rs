@@ -212,6 +212,8 @@ pub struct MachineConfig {
     /// The guest's initramfs with hull-agent in it. Unset: `initramfs.cpio`, as `kernel`.
     #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
+    /// Appended to the command line of the guest's kernel.
+    pub kernel_arguments: String,
     /// Memory of a pod's machine if the pod has no memory limit; its containers cannot use more together.
     #[serde(with = "value::size")]
     pub memory: u64,
@@ -332,6 +334,7 @@ impl Default for MachineConfig {
             virtiofsd: None,
             kernel: None,
             initramfs: None,
+            kernel_arguments: String::new(),
             memory: 2 << 30,
             max_memory: None,
             vcpus: 4,

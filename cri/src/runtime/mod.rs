@@ -173,7 +173,7 @@ impl Runtime {
         let systemd = systemd(config.cgroup.driver, &layout).await?;
         let launcher = ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?;
         let launcher: Arc<dyn Launcher> = Arc::new(launcher.with_systemd(systemd.clone()));
-        let launchers = launchers(&config, &launcher, &images, &layout)?;
+        let launchers = launchers(&config, &launcher, &images, &layout, systemd.as_ref())?;
         let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;
         let closing = CancellationToken::new();
         let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
@@ -395,6 +395,7 @@ fn launchers(
     process: &Arc<dyn Launcher>,
     images: &Arc<ImageStore>,
     layout: &CgroupLayout,
+    systemd: Option<&Arc<Systemd>>,
 ) -> std::result::Result<BTreeMap<String, Arc<dyn Launcher>>, OpenError> {
     let ids = Arc::default();
     let mut launchers = BTreeMap::new();
@@ -407,6 +408,7 @@ fn launchers(
                 Arc::clone(&ids),
                 Arc::clone(images),
                 layout,
+                systemd.cloned(),
             )?),
         };
         launchers.insert(name.clone(), launcher);

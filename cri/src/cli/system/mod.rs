@@ -1,6 +1,7 @@
 //! `hull system`: the node as a whole.
 
 mod df;
+mod requirements;
 mod store;
 
 use clap::{Args, Subcommand};
@@ -21,7 +22,7 @@ pub(super) struct System {
 enum SystemCommand {
     /// Show what occupies the disk
     Df(df::Df),
-    /// Compare every image layer with its digest
+    /// Look at what the machine lacks, and compare every image layer with its digest
     Check(store::Check),
     /// Remove images that no container was made from
     Prune(Prune),
@@ -39,6 +40,14 @@ struct Prune {
 }
 
 impl System {
+    /// For a check: what the machine has of what hull needs, which takes no daemon.
+    pub(super) async fn look_at_machine(&mut self, format: Format) -> Result<(), CliError> {
+        match &mut self.command {
+            SystemCommand::Check(check) => check.look_at_machine(format).await,
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn run(self, client: &mut Client, format: Format) -> Result<u8, CliError> {
         match self.command {
             SystemCommand::Df(df) => df.run(client, format).await?,

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use hull_agent::cgroup;
 
+use crate::cli::output::Table;
 use crate::config::{Config, MachineConfig, SandboxKind};
 use crate::sandbox::microvm::artifacts::Artifacts;
 
@@ -60,6 +61,39 @@ pub(super) fn look(config: &Config) -> Vec<Requirement> {
     all
 }
 
+/// For people.
+pub(super) fn table(requirements: &[Requirement]) -> Table {
+    let mut table = Table::new(&["REQUIREMENT", "", "FOUND"]);
+    for one in requirements {
+        let (Ok(text) | Err(text)) = &one.found;
+        table.row([one.name.into(), word(one).into(), text.clone()]);
+    }
+    table
+}
+
+/// For programs.
+pub(super) fn json(requirements: &[Requirement]) -> Vec<serde_json::Value> {
+    let one = |one: &Requirement| {
+        let (Ok(text) | Err(text)) = &one.found;
+        let needed_by = match one.weight {
+            Weight::Pods => "pods",
+            Weight::Machines => "microvm",
+            Weight::Extra => "",
+        };
+        serde_json::json!({"name": one.name, "ok": one.found.is_ok(), "neededBy": needed_by, "text": text})
+    };
+    requirements.iter().map(one).collect()
+}
+
+fn word(requirement: &Requirement) -> &'static str {
+    match (&requirement.found, requirement.weight) {
+        (Ok(_), _) => "ok",
+        (Err(_), Weight::Pods) => "MISSING",
+        (Err(_), Weight::Machines) => "no microVMs",
+        (Err(_), Weight::Extra) => "missing",
+    }
+}
+
 fn root() -> Result<String, String> {
     if rustix::process::geteuid().is_root() {
         return Ok("running as root".into());
@@ -91,7 +125,9 @@ fn filesystem(name: &str) -> Result<String, String> {
     }
     match module(name) {
         true => Ok("a module, loaded when it is needed".into()),
-        false => Err(format!("this kernel has no {name}: install a kernel with CONFIG_{}_FS", name.to_uppercase())),
+        false => {
+            Err(format!("this kernel has no {name}: install a kernel with CONFIG_{}_FS", name.to_uppercase()))
+        }
     }
 }
 
@@ -116,7 +152,8 @@ fn cgroups() -> Result<String, String> {
         (false, false) => "v1 beside v2",
         (false, true) => "v1",
     };
-    let missing: Vec<_> = wanted.iter().filter(|one| !offered.iter().any(|have| have == *one)).copied().collect();
+    let missing: Vec<_> =
+        wanted.iter().filter(|one| !offered.iter().any(|have| have == *one)).copied().collect();
     if missing.is_empty() {
         return Ok(format!("{kind}, with {}", offered.join(" ")));
     }
@@ -133,15 +170,19 @@ fn namespaces(kinds: &[&str]) -> Result<String, String> {
             return Err(format!("this kernel has no {kind} namespaces"));
         }
     }
-    let limit = |kind: &str| fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces")).unwrap_or_default();
+    let limit =
+        |kind: &str| fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces")).unwrap_or_default();
     match kinds.iter().find(|kind| limit(kind).trim() == "0") {
-        Some(kind) => Err(format!("{kind} namespaces are switched off: set the sysctl user.max_{kind}_namespaces")),
+        Some(kind) => {
+            Err(format!("{kind} namespaces are switched off: set the sysctl user.max_{kind}_namespaces"))
+        }
         None => Ok(kinds.join(" ")),
     }
 }
 
 fn nftables() -> Result<String, String> {
-    let in_use = Path::new("/proc/net/netfilter/nfnetlink_log").exists() || Path::new("/sys/module/nf_tables").exists();
+    let in_use = Path::new("/proc/net/netfilter/nfnetlink_log").exists()
+        || Path::new("/sys/module/nf_tables").exists();
     if in_use || module("nf_tables") {
         return Ok("the built-in network can masquerade and map ports".into());
     }
@@ -181,8 +222,11 @@ fn files(machine: &MachineConfig) -> Result<String, String> {
 
 fn program(name: &str, package: &str) -> Result<String, String> {
     let directories = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let found = directories.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file());
-    found.map(|path| path.display().to_string()).ok_or_else(|| format!("there is no {name}: install {package}"))
+    let found =
+        directories.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file());
+    found
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| format!("there is no {name}: install {package}"))
 }
 
 fn device(path: &str, module_name: &str) -> Result<String, String> {

@@ -1,19 +1,23 @@
-//! `hull system check`: whether the images are whole.
+//! `hull system check`: whether the machine has what hull needs, and whether the images are whole.
 
 use std::io::IsTerminal;
 
 use clap::Args;
 
+use super::requirements::{self, Requirement, Weight};
 use crate::api::hull::CheckImagesRequest;
 use crate::api::hull::check_images_progress::Event;
 use crate::cli::client::{Client, answer};
 use crate::cli::error::CliError;
 use crate::cli::output::{Format, print, print_json, printable, short_id, size};
+use crate::config;
 
-/// Compare every image layer with its digest
+/// Look at what the machine lacks, and compare every image layer with its digest
 ///
-/// The archive that each layer was made from is put together again and hashed, so that a single wrong bit is found. The
-/// exit status is 1 if something is wrong and was not repaired.
+/// First each requirement of pods and of microVM pods, with what to do about one that is missing. Then the images: the
+/// archive that each layer was made from is put together again and hashed, so that a single wrong bit is found. The
+/// exit status is 1 if something is wrong and was not repaired,
+/// or if no pod can run here.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -23,9 +27,27 @@ pub(super) struct Check {
     /// Take out what is damaged, with the images that need it
     #[arg(long)]
     repair: bool,
+    #[arg(skip)]
+    requirements: Vec<Requirement>,
 }
 
 impl Check {
+    pub(super) async fn look_at_machine(&mut self, format: Format) -> Result<(), CliError> {
+        let look = || {
+            // The daemon's own may be another file, which it alone knows.
+            let config = config::load(None, &config::Overrides::default()).unwrap_or_default();
+            requirements::look(&config)
+        };
+        let broke_off = |error: tokio::task::JoinError| CliError::Refused(error.to_string());
+        self.requirements = tokio::task::spawn_blocking(look).await.map_err(broke_off)?;
+        if format == Format::Json { Ok(()) } else { requirements::table(&self.requirements).print() }
+    }
+
+    /// 1 if no pod can run.
+    fn of_machine(&self) -> u8 {
+        u8::from(self.requirements.iter().any(|one| one.weight == Weight::Pods && one.found.is_err()))
+    }
+
     pub(super) async fn run(self, client: &mut Client, format: Format) -> Result<u8, CliError> {
         let doing = "check the images";
         let patience = client.endless();
@@ -56,8 +78,9 @@ impl Check {
                         print_json(&serde_json::json!({
                             "layers": done.layers, "bytes": done.bytes, "unverifiable": done.unverifiable,
                             "problems": problems, "repaired": self.repair,
+                            "requirements": requirements::json(&self.requirements),
                         }))?;
-                        return Ok(u8::from(!problems.is_empty() && !self.repair));
+                        return Ok(self.of_machine().max(u8::from(!problems.is_empty() && !self.repair)));
                     }
                     for problem in &problems {
                         let images: Vec<&str> = problem.image_ids.iter().map(|id| short_id(id)).collect();
@@ -81,7 +104,7 @@ impl Check {
                     };
                     let read = size(done.bytes);
                     print(&format!("{} layers, {read} compared{unverifiable}: {outcome}\n", done.layers))?;
-                    return Ok(u8::from(!problems.is_empty() && !self.repair));
+                    return Ok(self.of_machine().max(u8::from(!problems.is_empty() && !self.repair)));
                 }
                 _ => {}
             }

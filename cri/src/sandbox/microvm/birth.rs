@@ -22,16 +22,19 @@ use super::machine::{Machine, Parts, tail, unexpected};
 use super::network::Uplink;
 use super::record::MachineRecord;
 use super::scratch::{self, CAPACITY, Scratch};
-use super::{Inner, cgroup, ids, network, size, watch};
+use super::{Inner, ids, network, size, watch};
 use crate::api::runtime::PodSandboxConfig;
 use crate::runtime::now;
-use crate::sandbox::{Agent, Launched, Nascent, Outside, Place, SandboxError, Slots};
+use crate::sandbox::agent::ANSWER_TIME;
+use crate::sandbox::{Agent, Events as AgentEvents, Launched, Nascent, Outside, Place, SandboxError, Slots};
 
 /// What hull-vmm writes to stderr, and what the guest's kernel writes to its console.
 pub(super) const LOG: &str = "vmm.log";
 pub(super) const CONSOLE: &str = "console.log";
 /// How long a guest may take to boot. On hardware it takes a fraction of a second; where KVM itself is emulated, many.
 const BOOT: Duration = Duration::from_secs(90);
+/// How often a guest that has not said that it is up is asked, and how long it may take to answer then.
+const ASK: Duration = Duration::from_secs(2);
 /// How long the agent may take to make the pod.
 const BIRTH: Duration = Duration::from_secs(60);
 /// Raw block volumes of one pod at a time.
@@ -49,6 +52,8 @@ pub(super) struct Newborn {
     place: Place,
     config: PodSandboxConfig,
     socket: UnixStream,
+    /// The program's first process.
+    first: u32,
     record: MachineRecord,
     home: PathBuf,
     scratch: File,
@@ -84,12 +89,12 @@ pub(super) fn begin(
     };
     record.store(&home).map_err(SandboxError::host("write the machine's record in", &home))?;
     let scratch = scratch::make(&home)?;
-    let socket = spawn(&artifacts.vmm, place)?;
+    let (socket, first) = spawn(&artifacts.vmm, place)?;
     let (launcher, place, config) = (Arc::clone(launcher), place.clone(), config.clone());
-    Ok(Newborn { launcher, place, config, socket, record, home, scratch })
+    Ok(Newborn { launcher, place, config, socket, first, record, home, scratch })
 }
 
-fn spawn(program: &Path, place: &Place) -> Result<UnixStream, SandboxError> {
+fn spawn(program: &Path, place: &Place) -> Result<(UnixStream, u32), SandboxError> {
     let log = append(&place.directory.join(LOG))?;
     let failed = |source| SandboxError::Spawn { program: program.to_owned(), source };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -103,7 +108,7 @@ fn spawn(program: &Path, place: &Place) -> Result<UnixStream, SandboxError> {
         .process_group(0)
         .spawn()
         .map_err(failed)?;
-    let id = place.id.clone();
+    let (id, first) = (place.id.clone(), child.id().unwrap_or(0));
     tokio::spawn(async move {
         match child.wait().await {
             Ok(status) if status.success() => {}
@@ -112,7 +117,7 @@ fn spawn(program: &Path, place: &Place) -> Result<UnixStream, SandboxError> {
             Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the VMM's first process"),
         }
     });
-    Ok(ours)
+    Ok((ours, first))
 }
 
 fn append(path: &Path) -> Result<File, SandboxError> {
@@ -161,11 +166,11 @@ impl Newborn {
         outside: &Outside,
     ) -> Result<Launched, SandboxError> {
         let log = self.place.directory.join(LOG);
-        let Self { launcher, place, config, socket, mut record, home, scratch } = *self;
+        let Self { launcher, place, config, socket, first, mut record, home, scratch } = *self;
         let uplink = network::attach(outside).await?;
         let limits = limits(&launcher, &place, &config, &request);
-        let (hierarchies, its_place) = (Arc::clone(&launcher.hierarchies), place.clone());
-        let entry = blocking(move || cgroup::make(&hierarchies, &its_place, limits.as_ref())).await?;
+        let (cgroups, its_place) = (Arc::clone(&launcher.cgroups), place.clone());
+        let entry = blocking(move || cgroups.make(&its_place, first, limits.as_ref())).await?;
         let created_levels = entry.created_levels;
 
         let door = Door::of(&place.directory);
@@ -178,12 +183,8 @@ impl Newborn {
             _ => return Err(unexpected(action)),
         };
         record.store(&home).map_err(SandboxError::host("write the machine's record in", &home))?;
-        wait_for_agent(&mut events, &place.directory).await?;
-
         let door = Arc::new(door);
-        let connected = door.agent().await.map_err(SandboxError::machine("speak to the agent in"))?;
-        let streams: Arc<Door> = Arc::clone(&door);
-        let (agent, agent_events) = Agent::connect_apart(connected, streams)?;
+        let (agent, agent_events) = wait_for_agent(&control, &mut events, &door, &place.directory).await?;
         fill_in(&mut request, uplink, record.vcpus)?;
         let call = agent_request::Call::CreateSandbox(request);
         match agent.call_within(BIRTH, "make the pod", call, Slots::default()).await? {
@@ -273,7 +274,7 @@ fn boot_request(
         mtu: uplink.map_or(0, |uplink| uplink.mtu),
         scratch_capacity: CAPACITY,
         block_slots: record.block_slots,
-        cmdline_extra: String::new(),
+        cmdline_extra: launcher.config.kernel_arguments.clone(),
     };
     let jail = jail(record.uid_base, entry, FILES, OOM_SCORE, &mut fds);
     let boot = vmm::Boot {
@@ -293,7 +294,12 @@ fn boot_request(
 }
 
 /// Until the agent listens. Whatever ends the machine before that is the error.
-async fn wait_for_agent(events: &mut VmmEvents, directory: &Path) -> Result<(), SandboxError> {
+async fn wait_for_agent(
+    control: &Control,
+    events: &mut VmmEvents,
+    door: &Arc<Door>,
+    directory: &Path,
+) -> Result<(Agent, AgentEvents), SandboxError> {
     let failed = |reason: String| {
         let console = tail(&directory.join(CONSOLE), 1024);
         let reason =
@@ -311,7 +317,9 @@ async fn wait_for_agent(events: &mut VmmEvents, directory: &Path) -> Result<(), 
                     );
                     return Ok(());
                 }
-                event::Kind::AgentStarted(_) => {}
+                event::Kind::AgentStarted(times) => {
+                    tracing::debug!(micros = times.micros, "a guest's agent has started");
+                }
                 event::Kind::Panicked(panic) => {
                     return Err(failed(format!("the guest's kernel panicked: {}", panic.message)));
                 }
@@ -323,10 +331,45 @@ async fn wait_for_agent(events: &mut VmmEvents, directory: &Path) -> Result<(), 
         }
         Err(failed("its VMM ended".into()))
     };
-    match tokio::time::timeout(BOOT, listening).await {
+    // A guest whose kernel lets nobody write to I/O ports says nothing; it is asked now and then.
+    let answering = async {
+        loop {
+            tokio::time::sleep(ASK).await;
+            if let Ok(Ok(found)) = tokio::time::timeout(ASK, greet(door)).await {
+                return found;
+            }
+        }
+    };
+    let up = async {
+        tokio::select! {
+            result = listening => {
+                result?;
+                greet(door).await
+            }
+            found = answering => Ok(found),
+        }
+    };
+    match tokio::time::timeout(BOOT, up).await {
         Ok(result) => result,
-        Err(_) => Err(failed(format!("the guest is not up after {} s", BOOT.as_secs()))),
+        Err(_) => {
+            let status = control.call("look at", request::Call::Status(vmm::GetStatus {}), Vec::new()).await;
+            let devices = match status {
+                Ok(response::Outcome::Status(status)) => status.activated.join(", "),
+                _ => "unknown".into(),
+            };
+            let seconds = BOOT.as_secs();
+            Err(failed(format!("the guest is not up after {seconds} s (devices in use: {devices})")))
+        }
     }
+}
+
+/// A connection to an agent that answers.
+async fn greet(door: &Arc<Door>) -> Result<(Agent, AgentEvents), SandboxError> {
+    let connected = door.agent().await.map_err(SandboxError::machine("speak to the agent in"))?;
+    let streams: Arc<Door> = Arc::clone(door);
+    let (agent, events) = Agent::connect_apart(connected, streams)?;
+    agent.state(ANSWER_TIME).await?;
+    Ok((agent, events))
 }
 
 /// What the launcher has to say to the agent: the guest's part of the request.

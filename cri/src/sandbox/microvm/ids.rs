@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 const FIRST: u32 = 1_879_048_192;
 /// Ids of one pod.
 pub(super) const COUNT: u32 = 65_536;
-/// Pods that fit below 2^31.
-const PODS: u32 = 4095;
+/// Pods that fit below 0x7FFE0000, where systemd has its foreign ids.
+const PODS: u32 = 4094;
 
 /// Which ranges are taken.
 #[derive(Debug, Default)]

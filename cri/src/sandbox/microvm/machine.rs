@@ -14,6 +14,9 @@ use super::record::MachineRecord;
 use super::scratch::Scratch;
 use crate::sandbox::{Agent, Obituary, SandboxError, Slots};
 
+/// The images disk's block size; what a layer's last block lacks reads as zeros.
+const IMAGES_BLOCK: u64 = 4096;
+
 /// A machine that was taken up, or just born.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -130,7 +133,8 @@ impl Machine {
         let call = vmm_request::Call::AddExtent(call);
         match self.control.call("map an image's layer into", call, vec![file]).await? {
             vmm_response::Outcome::Extent(extent) => {
-                Ok(agent::Range { offset: extent.offset, length: extent.length })
+                let length = extent.length.next_multiple_of(IMAGES_BLOCK);
+                Ok(agent::Range { offset: extent.offset, length })
             }
             _ => Err(unexpected("map an image's layer into")),
         }

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use hull_agent::cgroup::Hierarchies;
 use hull_agent::cgroup::stats::{
     Cpu, CpuLimits, DeviceIo, Hugepages, Limits, Memory, MemoryLimits, Pressure, Stall, Stalls, Usage,
 };
 use hull_agent::protocol::messages::{self, CgroupUsage, Measure, cgroup_usage as wire, request, response};
 
-use super::cgroup;
+use super::cgroup::Cgroups;
 use super::machine::Machine;
 use crate::runtime::now;
 use crate::sandbox::{Place, SandboxError, Slots};
@@ -19,7 +18,7 @@ use crate::stats::{Details, Interface, Measured, PodUsage, Subject};
 /// Asks the agent, and looks at the pod's cgroup.
 pub(super) async fn measure(
     machine: Arc<Machine>,
-    hierarchies: Arc<Hierarchies>,
+    cgroups: Arc<Cgroups>,
     place: Place,
     subject: Subject,
 ) -> Result<PodUsage, SandboxError> {
@@ -42,19 +41,19 @@ pub(super) async fn measure(
     }
     if subject.whole_pod {
         let processes = usage.containers.values().map(|one| one.processes).sum::<u64>() + 1;
-        let whole = tokio::task::spawn_blocking(move || of_pod(&hierarchies, &place, processes)).await;
+        let whole = tokio::task::spawn_blocking(move || of_pod(&cgroups, &place, processes)).await;
         usage.whole = Some(whole.unwrap_or_else(|error| Err(SandboxError::Source(error.to_string())))?);
         usage.interfaces = answer.interfaces.iter().map(interface).collect();
     }
     Ok(usage)
 }
 
-fn of_pod(hierarchies: &Arc<Hierarchies>, place: &Place, processes: u64) -> Result<Measured, SandboxError> {
+fn of_pod(cgroups: &Cgroups, place: &Place, processes: u64) -> Result<Measured, SandboxError> {
     let failed = |error: hull_agent::cgroup::CgroupError| SandboxError::Cgroup {
         action: "measure",
         reason: error.to_string(),
     };
-    let (pod, _) = cgroup::existing(hierarchies, place)?;
+    let (pod, _) = cgroups.existing(place)?;
     Ok(Measured {
         at: now(),
         cgroup: place.cgroup_parent.clone(),

@@ -42,6 +42,7 @@ use hull_vmm::protocol::messages::{self as vmm, request as vmm_request};
 
 use self::artifacts::Artifacts;
 use self::availability::Availability;
+use self::cgroup::Cgroups;
 use self::control::Control;
 use self::door::Door;
 use self::follow::Follower;
@@ -60,6 +61,7 @@ use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
 use crate::config::MachineConfig;
 use crate::stats::disk::Occupied;
 use crate::stats::{PodUsage, Subject};
+use crate::systemd::Systemd;
 
 /// How long the reading of a termination message may hold up the news of a container's end.
 const READ_BACK: Duration = Duration::from_secs(5);
@@ -77,7 +79,7 @@ struct Inner {
     ids: Arc<IdRanges>,
     node: size::Node,
     images: Arc<ImageStore>,
-    hierarchies: Arc<Hierarchies>,
+    cgroups: Arc<Cgroups>,
     follower: Follower,
     exporter: Exporter,
     running: Mutex<BTreeMap<String, Arc<Machine>>>,
@@ -212,7 +214,7 @@ impl Inner {
     fn clear(&self, place: &Place) -> Result<(), SandboxError> {
         let machine = self.running().remove(&place.id);
         self.exporter.forget(&place.id);
-        cgroup::clear(&self.hierarchies, place)?;
+        self.cgroups.clear(place)?;
         drop(machine);
         let home = self.machines.directory(&place.id);
         let record = MachineRecord::load(&home);
@@ -241,13 +243,14 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl MicrovmLauncher {
-    /// The machines of `root`. Begins to find out whether there can be any. Must be called inside the runtime.
+    /// The machines of `root`; `systemd`: slices are its. Begins to find out whether there can be any. Must be called inside the runtime.
     pub fn new(
         config: MachineConfig,
         root: &std::path::Path,
         ids: Arc<IdRanges>,
         images: Arc<ImageStore>,
         layout: &messages::CgroupLayout,
+        systemd: Option<Arc<Systemd>>,
     ) -> Result<Self, SandboxError> {
         let machines =
             Machines::open(root).map_err(SandboxError::host("make the directory of machines in", root))?;
@@ -260,7 +263,7 @@ impl MicrovmLauncher {
             action: "open the hierarchies of",
             reason: error.to_string(),
         })?;
-        let hierarchies = Arc::new(hierarchies);
+        let cgroups = Cgroups::new(hierarchies, systemd);
         let availability = Availability::find_out(&config);
         Ok(Self(Arc::new(Inner {
             availability,
@@ -268,8 +271,8 @@ impl MicrovmLauncher {
             ids,
             node: size::Node::look(),
             images,
-            exporter: Exporter::new(Arc::clone(&hierarchies)),
-            hierarchies,
+            exporter: Exporter::new(Arc::clone(&cgroups)),
+            cgroups,
             follower: Follower::start(),
             running: Mutex::default(),
             config,
@@ -390,9 +393,9 @@ impl Launcher for MicrovmLauncher {
     }
 
     fn measure(&self, place: &Place, subject: Subject) -> BoxFuture<'static, Result<PodUsage, SandboxError>> {
-        let (machine, hierarchies) = (self.0.machine(place), Arc::clone(&self.0.hierarchies));
+        let (machine, cgroups) = (self.0.machine(place), Arc::clone(&self.0.cgroups));
         let place = place.clone();
-        Box::pin(async move { measure::measure(machine?, hierarchies, place, subject).await })
+        Box::pin(async move { measure::measure(machine?, cgroups, place, subject).await })
     }
 
     fn scratch(&self, place: &Place, container: &str) -> Occupied {
@@ -412,9 +415,7 @@ impl Launcher for MicrovmLauncher {
 
     fn obituary(&self, place: &Place) -> Obituary {
         let told = self.0.machine(place).ok().and_then(|machine| machine.cause());
-        let kills = cgroup::existing(&self.0.hierarchies, place)
-            .and_then(|(_, leaf)| leaf.oom_kills().map_err(|error| SandboxError::Source(error.to_string())))
-            .unwrap_or(0);
+        let kills = self.0.cgroups.oom_kills(place);
         obituary::write(kills, told, &place.directory)
     }
 
@@ -439,9 +440,9 @@ impl Launcher for MicrovmLauncher {
             if let Some(cpus) = cpus {
                 machine.tell("resize", request::Call::Resize(messages::Resize { cpus })).await?;
             }
-            let (hierarchies, place) = (Arc::clone(&self.0.hierarchies), place.clone());
-            let limits = limits.cgroup.clone();
-            blocking(move || cgroup::limit(&hierarchies, &place, &limits)).await
+            let (cgroups, place, limits) =
+                (Arc::clone(&self.0.cgroups), place.clone(), limits.cgroup.clone());
+            blocking(move || cgroups.limit(&place, &limits)).await
         })
     }
 

@@ -10,11 +10,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hull_agent::cgroup::Hierarchies;
 use hull_vmm::attach::Server;
 use hull_vmm::protocol::messages::{self as vmm, request, response};
 
-use super::cgroup;
+use super::cgroup::Cgroups;
 use super::control::Control;
 use super::machine::{Machine, tail, unexpected};
 use super::record::Volume;
@@ -31,14 +30,14 @@ const OOM_SCORE: i32 = -998;
 /// Starts servers and gives them volumes.
 #[derive(Debug)]
 pub(super) struct Exporter {
-    hierarchies: Arc<Hierarchies>,
+    cgroups: Arc<Cgroups>,
     /// Machines whose server was started, or found, by this hulld; the connection is kept for as long as it lives.
     servers: Mutex<Vec<(String, Arc<Control>)>>,
 }
 
 impl Exporter {
-    pub(super) fn new(hierarchies: Arc<Hierarchies>) -> Self {
-        Self { hierarchies, servers: Mutex::default() }
+    pub(super) fn new(cgroups: Arc<Cgroups>) -> Self {
+        Self { cgroups, servers: Mutex::default() }
     }
 
     /// Makes the volume available under its number. One that is there already stays as it is. `program` is
@@ -88,8 +87,8 @@ impl Exporter {
         let namespace = File::open(format!("/proc/{vmm_pid}/ns/user")).map_err(failed)?;
         let (to_vmm, to_server) = UnixStream::pair().map_err(failed)?;
         let place = machine.place();
-        let hierarchies = Arc::clone(&self.hierarchies);
-        let entering = tokio::task::spawn_blocking(move || cgroup::make(&hierarchies, &place, None));
+        let cgroups = Arc::clone(&self.cgroups);
+        let entering = tokio::task::spawn_blocking(move || cgroups.entry(&place));
         let entry = entering.await.map_err(|error| failed(io::Error::other(error)))??;
 
         let mut fds: Vec<OwnedFd> = vec![namespace.into(), to_vmm.into()];
@@ -124,7 +123,8 @@ fn with_log(error: SandboxError, log: &Path) -> SandboxError {
 
 /// Puts the path under its number into the server's mount namespace. Blocks.
 fn attach(server: i32, volume: &Volume) -> Result<(), SandboxError> {
-    let failed = |error: &dyn std::fmt::Display| SandboxError::Source(format!("cannot share a host path: {error}"));
+    let failed =
+        |error: &dyn std::fmt::Display| SandboxError::Source(format!("cannot share a host path: {error}"));
     let path = Path::new(&volume.host_path);
     let place = reach(path).map_err(SandboxError::host("open the mount source", path))?;
     let server = Server::of(server).map_err(|error| failed(&error))?;

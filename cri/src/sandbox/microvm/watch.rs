@@ -7,9 +7,9 @@ use std::time::Duration;
 use hull_agent::protocol::messages::{Ping, request};
 use hull_vmm::protocol::messages::event;
 
+use super::Inner;
 use super::control::VmmEvents;
 use super::machine::Machine;
-use super::{Inner, cgroup};
 use crate::runtime::now;
 use crate::sandbox::{Obituary, Place, Slots};
 
@@ -112,8 +112,8 @@ impl Watch {
 
     async fn kill(&self) {
         let Some(launcher) = self.launcher.upgrade() else { return };
-        let (hierarchies, place) = (Arc::clone(&launcher.hierarchies), self.place.clone());
-        let killed = tokio::task::spawn_blocking(move || cgroup::kill(&hierarchies, &place)).await;
+        let (cgroups, place) = (Arc::clone(&launcher.cgroups), self.place.clone());
+        let killed = tokio::task::spawn_blocking(move || cgroups.kill(&place)).await;
         if let Ok(Err(error)) = killed {
             tracing::error!(pod = self.place.id, %error, "cannot kill a machine");
         }
