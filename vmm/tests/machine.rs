@@ -157,6 +157,18 @@ impl Vmm {
         }
     }
 
+    /// Processor time that its virtual processors have had, and that all its other threads have had.
+    fn processor_time(&self) -> (Duration, Duration) {
+        let (mut guest, mut devices) = Default::default();
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap() {
+            let read = |name| fs::read_to_string(task.as_ref().unwrap().path().join(name)).unwrap();
+            let ran = read("schedstat").split_whitespace().next().unwrap().parse().unwrap();
+            *(if read("comm").starts_with("vcpu") { &mut guest } else { &mut devices }) +=
+                Duration::from_nanos(ran);
+        }
+        (guest, devices)
+    }
+
     /// Bytes of its memory that no other process has and that are not the guest's.
     fn private_memory(&self) -> u64 {
         let smaps = fs::read_to_string(format!("/proc/{}/smaps", self.pid)).unwrap();
@@ -224,6 +236,25 @@ fn a_guest_finds_every_device_and_its_machine_does_as_it_is_told() {
 
     assert!(matches!(vmm.call(Call::Stop(Stop {})), Outcome::Done(_)));
     assert!(private < 4 << 20, "{private}");
+}
+
+#[test]
+fn a_machine_that_has_nothing_to_do_costs_nothing() {
+    let Some(mut vmm) = Vmm::start(2, 256 << 20, "test.idle") else { return };
+    vmm.wait_for("test: idle");
+
+    let spent: Vec<_> = (0..6)
+        .map(|_| {
+            let before = vmm.processor_time();
+            std::thread::sleep(Duration::from_secs(2));
+            let after = vmm.processor_time();
+            (after.0 - before.0, after.1 - before.1)
+        })
+        .collect();
+
+    eprintln!("idle, its processors and its other threads in 2 s: {spent:?}");
+    assert!(spent.iter().map(|spent| spent.0).min().unwrap() < busybox::idle_cost(), "{spent:?}");
+    assert!(spent.iter().map(|spent| spent.1).min().unwrap() < Duration::from_millis(2), "{spent:?}");
 }
 
 #[test]

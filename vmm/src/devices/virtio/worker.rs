@@ -284,3 +284,163 @@ impl Loop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::Receiver;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[derive(Debug, PartialEq)]
+    enum Seen {
+        Started,
+        Ready(u32),
+        Stopped,
+    }
+
+    /// Tells what happens to it; its descriptor has token 7.
+    struct Double {
+        event: EventFd,
+        tell: Sender<Seen>,
+        fails: bool,
+        /// Leaves the event unread, so that it stays ready.
+        lazy: bool,
+    }
+
+    impl Handler for Double {
+        fn start(&mut self, registrar: &mut Registrar<'_>) -> io::Result<()> {
+            registrar.watch(&self.event, 7, EventSet::IN)?;
+            if self.fails {
+                return Err(io::Error::other("it is told to fail"));
+            }
+            let _ = self.tell.send(Seen::Started);
+            Ok(())
+        }
+        fn ready(&mut self, token: u32, _: EventSet, registrar: &mut Registrar<'_>) {
+            if self.lazy {
+                registrar.remove(&self.event);
+            } else {
+                let _ = self.event.read();
+            }
+            let _ = self.tell.send(Seen::Ready(token));
+        }
+        fn stop(&mut self) {
+            let _ = self.tell.send(Seen::Stopped);
+        }
+    }
+
+    fn double() -> (Double, EventFd, Receiver<Seen>) {
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (tell, seen) = channel();
+        let theirs = event.try_clone().unwrap();
+        (Double { event: theirs, tell, fails: false, lazy: false }, event, seen)
+    }
+
+    fn next(seen: &Receiver<Seen>) -> Seen {
+        seen.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn quiet(seen: &Receiver<Seen>) {
+        assert!(seen.recv_timeout(Duration::from_millis(50)).is_err());
+    }
+
+    #[test]
+    fn a_handler_is_called_while_it_is_attached_and_not_while_it_rests() {
+        let worker = Worker::start("test", || Ok(())).unwrap();
+        let (handler, event, seen) = double();
+
+        let mut attached = worker.attach(handler).unwrap();
+        assert_eq!(next(&seen), Seen::Started);
+        event.write(1).unwrap();
+        assert_eq!(next(&seen), Seen::Ready(7));
+
+        attached.pause().unwrap();
+        assert_eq!(next(&seen), Seen::Stopped);
+        event.write(1).unwrap();
+        quiet(&seen);
+
+        attached.resume().unwrap();
+        assert_eq!(next(&seen), Seen::Started);
+        assert_eq!(next(&seen), Seen::Ready(7), "what came while it rested");
+        drop(attached);
+        assert_eq!(next(&seen), Seen::Stopped);
+        event.write(1).unwrap();
+        quiet(&seen);
+    }
+
+    #[test]
+    fn a_removed_descriptor_is_silent_although_it_is_ready() {
+        let worker = Worker::start("test", || Ok(())).unwrap();
+        let (mut handler, event, seen) = double();
+        handler.lazy = true;
+        let _attached = worker.attach(handler).unwrap();
+        assert_eq!(next(&seen), Seen::Started);
+
+        event.write(1).unwrap();
+
+        assert_eq!(next(&seen), Seen::Ready(7));
+        quiet(&seen);
+    }
+
+    #[test]
+    fn a_handler_that_cannot_start_stays_off_and_leaves_nothing_behind() {
+        let worker = Worker::start("test", || Ok(())).unwrap();
+        let (mut handler, event, seen) = double();
+        handler.fails = true;
+
+        assert!(worker.attach(handler).is_err());
+        event.write(1).unwrap();
+
+        quiet(&seen);
+        let (handler, _event, seen) = double();
+        let _attached = worker.attach(handler).unwrap();
+        assert_eq!(next(&seen), Seen::Started, "the thread serves others");
+    }
+
+    #[test]
+    fn several_handlers_share_a_thread_and_each_gets_its_own_events() {
+        let worker = Worker::start("test", || Ok(())).unwrap();
+        let (first, first_event, first_seen) = double();
+        let (second, second_event, second_seen) = double();
+        let first = worker.attach(first).unwrap();
+        let _second = worker.attach(second).unwrap();
+        assert_eq!((next(&first_seen), next(&second_seen)), (Seen::Started, Seen::Started));
+
+        second_event.write(1).unwrap();
+
+        assert_eq!(next(&second_seen), Seen::Ready(7));
+        quiet(&first_seen);
+        drop(first);
+        first_event.write(1).unwrap();
+        second_event.write(1).unwrap();
+        assert_eq!(next(&second_seen), Seen::Ready(7));
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_confined_is_no_worker() {
+        let error = Worker::start("test", || Err(io::Error::other("no filter"))).err().unwrap();
+
+        assert_eq!(error.to_string(), "no filter");
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_last_user() {
+        let threads = || {
+            let names = std::fs::read_dir("/proc/self/task")
+                .unwrap()
+                .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+            names.filter(|name| name == "short-lived\n").count()
+        };
+        let worker = Worker::start("short-lived", || Ok(())).unwrap();
+        let (handler, _event, _seen) = double();
+        let attached = worker.attach(handler).unwrap();
+        drop(worker);
+        assert_eq!(threads(), 1);
+
+        drop(attached);
+
+        assert_eq!(threads(), 0);
+    }
+}
