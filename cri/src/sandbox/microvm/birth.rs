@@ -41,8 +41,8 @@ const BIRTH: Duration = Duration::from_secs(60);
 const BLOCK_SLOTS: u32 = 8;
 /// Open files of a VMM: layers, streams, logs.
 const FILES: u64 = 65_536;
-/// As for the agent on the host.
-const OOM_SCORE: i32 = -998;
+/// Until the first container says how important the pod is.
+const OOM_SCORE: i32 = 0;
 /// Below the root of the guest's cgroups.
 const GUEST_CGROUP: &str = "/pod";
 

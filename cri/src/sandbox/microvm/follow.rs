@@ -124,6 +124,7 @@ async fn bring_up_to_date(machine: &Machine, volume: &Volume) {
 }
 
 async fn write(machine: &Machine, volume: &Volume) -> Result<(), SandboxError> {
+    let _turn = machine.writing.lock().await;
     let path = PathBuf::from(&volume.host_path);
     let failed = SandboxError::host("copy the volume", path.clone());
     let taking = tokio::task::spawn_blocking(move || Snapshot::take(&path, SINGLE));

@@ -1,5 +1,6 @@
 //! One pod's machine while it runs, as hulld holds it.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,10 @@ pub(super) struct Machine {
     pub(super) door: Arc<Door>,
     pub(super) agent: Arc<Agent>,
     pub(super) scratch: Scratch,
+    /// Held by whoever copies a volume into it: generations arrive in the order in which they were read.
+    pub(super) writing: tokio::sync::Mutex<()>,
+    /// oom_score_adj of its containers, as far as this hulld started them.
+    scores: Mutex<BTreeMap<String, i32>>,
     /// Why it ended, or is being ended, if anybody said so. What came first counts.
     cause: Mutex<Option<Obituary>>,
     /// Ends with the machine: its watch, its followers.
@@ -73,6 +78,8 @@ impl Machine {
             door,
             agent,
             scratch,
+            writing: tokio::sync::Mutex::new(()),
+            scores: Mutex::default(),
             cause: Mutex::new(None),
             over: CancellationToken::new(),
         })
@@ -100,6 +107,27 @@ impl Machine {
     /// The turn to change what the machine has.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A container is (about to be) in it. All memory of the pod is the VMM's, so the kernel is told to spare the VMM as
+    /// it would spare the pod's most important container.
+    pub(super) fn started(&self, container: &str, oom_score_adj: i32) {
+        self.change_scores(|scores| drop(scores.insert(container.to_owned(), oom_score_adj)));
+    }
+
+    /// A container is gone.
+    pub(super) fn gone(&self, container: &str) {
+        self.change_scores(|scores| drop(scores.remove(container)));
+    }
+
+    fn change_scores(&self, change: impl FnOnce(&mut BTreeMap<String, i32>)) {
+        let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut scores);
+        let Some(score) = scores.values().min() else { return };
+        let path = format!("/proc/{}/oom_score_adj", self.with_record(|record| record.vmm_pid));
+        if let Err(error) = std::fs::write(path, score.to_string()) {
+            tracing::debug!(pod = self.id, score, %error, "cannot set how the kernel spares a VMM");
+        }
     }
 
     /// Notes why it ends.

@@ -1,6 +1,7 @@
 //! What a pod in a machine uses: containers and interfaces as its agent counts them, the pod as a whole as the host
 //! counts it, VMM and all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hull_agent::cgroup::stats::{
@@ -14,6 +15,11 @@ use crate::runtime::now;
 use crate::sandbox::{Place, SandboxError, Slots};
 use crate::stats::network::Counters;
 use crate::stats::{Details, Interface, Measured, PodUsage, Subject};
+
+/// What is believed of a guest at most: it writes what it likes, and whoever collects metrics keeps every name.
+const INTERFACES: usize = 16;
+const DEVICES: usize = 64;
+const SIZES: usize = 8;
 
 /// Asks the agent, and looks at the pod's cgroup.
 pub(super) async fn measure(
@@ -43,7 +49,7 @@ pub(super) async fn measure(
         let processes = usage.containers.values().map(|one| one.processes).sum::<u64>() + 1;
         let whole = tokio::task::spawn_blocking(move || of_pod(&cgroups, &place, processes)).await;
         usage.whole = Some(whole.unwrap_or_else(|error| Err(SandboxError::Source(error.to_string())))?);
-        usage.interfaces = answer.interfaces.iter().map(interface).collect();
+        usage.interfaces = answer.interfaces.iter().filter_map(interface).take(INTERFACES).collect();
     }
     Ok(usage)
 }
@@ -74,7 +80,7 @@ fn of_container(
     let details = || Details {
         descriptors: container.descriptors,
         sockets: container.sockets,
-        ulimits: container.ulimits.clone().into_iter().collect(),
+        ulimits: ulimits(&container.ulimits),
     };
     Measured {
         at,
@@ -86,12 +92,25 @@ fn of_container(
     }
 }
 
-fn interface(one: &messages::measured::Interface) -> Interface {
+/// Linux has sixteen.
+fn ulimits(told: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    let legal =
+        |name: &str| name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    told.iter().filter(|(name, _)| legal(name)).take(16).map(|(name, value)| (name.clone(), *value)).collect()
+}
+
+/// None for one whose name no kernel would allow.
+fn interface(one: &messages::measured::Interface) -> Option<Interface> {
+    let legal = |letter: char| letter.is_ascii_graphic() && letter != '/';
+    if one.name.is_empty() || one.name.len() > 15 || !one.name.chars().all(legal) {
+        return None;
+    }
     let counters = |one: &Option<messages::measured::Counters>| {
         let one = one.unwrap_or_default();
         Counters { bytes: one.bytes, packets: one.packets, errors: one.errors, dropped: one.dropped }
     };
-    Interface { name: one.name.clone(), received: counters(&one.received), sent: counters(&one.sent) }
+    let (received, sent) = (counters(&one.received), counters(&one.sent));
+    Some(Interface { name: one.name.clone(), received, sent })
 }
 
 fn usage(wire: &CgroupUsage) -> Usage {
@@ -101,9 +120,11 @@ fn usage(wire: &CgroupUsage) -> Usage {
         hugepages: wire
             .hugepages
             .iter()
+            .filter(|one| is_size(&one.size))
+            .take(SIZES)
             .map(|one| Hugepages { size: one.size.clone(), usage: one.usage, max_usage: one.max_usage })
             .collect(),
-        io: wire.io.iter().map(device).collect(),
+        io: wire.io.iter().take(DEVICES).map(device).collect(),
         tasks: wire.tasks,
         tasks_limit: wire.tasks_limit,
         pressure: Pressure {
@@ -112,6 +133,11 @@ fn usage(wire: &CgroupUsage) -> Usage {
             io: wire.io_pressure.as_ref().map(stalls),
         },
     }
+}
+
+/// As the kernel names sizes of pages: "2MB".
+fn is_size(name: &str) -> bool {
+    (1..=8).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn cpu(wire: &wire::Cpu) -> Cpu {

@@ -137,51 +137,8 @@ impl Inner {
     async fn forget(&self, place: &Place, container: &str) -> Result<(), SandboxError> {
         // What a machine had is gone with it.
         let Ok(machine) = self.machine(place) else { return Ok(()) };
-        let (layers, slots, ranges, volumes) = machine.with_record(|record| {
-            let slots: Vec<u32> =
-                record.slots.iter().filter(|one| one.container == container).map(|one| one.slot).collect();
-            let ranges: Vec<_> = record
-                .ranges
-                .iter()
-                .filter(|one| one.container == container && !one.shared)
-                .cloned()
-                .collect();
-            let volumes: Vec<String> = record
-                .volumes
-                .iter()
-                .filter(|one| one.container == container)
-                .map(|one| one.id.clone())
-                .collect();
-            (record.own_layers(container), slots, ranges, volumes)
-        });
-        let control = &machine.control;
-        for slot in slots {
-            let call = vmm_request::Call::ClearSlot(vmm::ClearSlot { slot });
-            control.order("clear a slot of", call, Vec::new()).await?;
-        }
-        for id in volumes {
-            let call = request::Call::RemoveVolume(messages::RemoveVolume { id });
-            machine.tell("remove a volume", call).await?;
-        }
-        for key in layers {
-            let call = vmm_request::Call::RemoveExtent(vmm::RemoveExtent { key });
-            control.order("take a layer from", call, Vec::new()).await?;
-        }
-        let log = vmm_request::Call::RemoveLog(vmm::RemoveLog { container_id: container.to_owned() });
-        control.order("close a log of", log, Vec::new()).await?;
-        let container = container.to_owned();
-        blocking(move || {
-            for range in &ranges {
-                machine.scratch.punch(range.offset, range.length)?;
-            }
-            machine.change(|record| {
-                record.slots.retain(|one| one.container != container);
-                record.volumes.retain(|one| one.container != container);
-                record.layers.retain(|one| one.container != container);
-                record.ranges.retain(|one| one.container != container || one.shared);
-            })
-        })
-        .await
+        let (container, runtime) = (container.to_owned(), tokio::runtime::Handle::current());
+        blocking(move || machine.forget(&container, &runtime)).await
     }
 
     /// Brings back what kubelet wants to read once a container has ended.

@@ -2,6 +2,7 @@
 //! a thread that may, inside the runtime.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use hull_agent::protocol::messages::{self as agent, Propagation, add_volume, mount, request, slot};
 use hull_images::{ImageStore, LayerId};
 use hull_vmm::protocol::messages::{self as vmm, request as vmm_request};
+use rustix::fs::FileType;
 use tokio::runtime::Handle;
 
 use super::classify::{Class, classify};
@@ -18,7 +20,8 @@ use super::record::{BlockSlot, Layers, ScratchRange, Volume, VolumeKind};
 use super::scratch::{CAPACITY, VOLUME_ROOT, range_length};
 use super::shared::Exporter;
 use crate::config::MachineConfig;
-use crate::sandbox::source::{open_host_tree, open_log};
+use crate::sandbox::reach::reach;
+use crate::sandbox::source::open_log;
 use crate::sandbox::{HostTree, SandboxError, Slots, Source};
 
 /// Name of the range that is a container's writable layer.
@@ -72,6 +75,8 @@ impl Pour<'_> {
             slots.named(kind);
         }
         self.block_devices(start)?;
+        let score = start.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0);
+        self.machine.started(self.container, score);
         Ok(slots)
     }
 
@@ -122,9 +127,14 @@ impl Pour<'_> {
             }
             format(Some(&seed))
         })?;
+        let kind = add_volume::Kind::Scratch(range);
+        // As the image has it; gone already if this start was tried before.
+        match fs::metadata(seed.join(VOLUME_ROOT)) {
+            Ok(metadata) => self.add_like(&volume, kind, &metadata)?,
+            Err(_) => self.add(&volume, kind, false)?,
+        }
         let _ = fs::remove_dir_all(&seed);
-        self.add(&volume, add_volume::Kind::Scratch(range), false)?;
-        Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: VOLUME_ROOT.into() }))
+        Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: String::new() }))
     }
 
     fn host_path(&self, tree: &HostTree, readonly: bool) -> Result<slot::Kind, SandboxError> {
@@ -134,10 +144,6 @@ impl Pour<'_> {
                 "{} cannot be mounted with Bidirectional propagation: what is mounted in a machine stays there",
                 path.display()
             ));
-        }
-        if !path.exists() {
-            // As on the host: made as a directory.
-            drop(open_host_tree(&HostTree { propagation: Propagation::Private, ..tree.clone() })?);
         }
         match classify(path, &self.config.kubelet_roots) {
             Class::Copied => self.copied(path, true),
@@ -217,22 +223,11 @@ impl Pour<'_> {
             return self.shared(&tree.path, readonly);
         }
         let metadata = fs::metadata(directory).map_err(SandboxError::host("look at", directory))?;
-        let inside = |root: &str| match (root, below) {
-            (root, "") => root.to_owned(),
-            ("", below) => below.to_owned(),
-            (root, below) => format!("{root}/{below}"),
-        };
         if let Some(size) = memory {
             let volume = self.volume(&host_path, None, VolumeKind::Memory)?;
-            let call = agent::AddVolume {
-                id: volume.id.clone(),
-                kind: Some(add_volume::Kind::Memory(add_volume::Memory { size })),
-                readonly: false,
-                mode: metadata.mode() & 0o7777,
-                gid: Some(metadata.gid()),
-            };
-            self.tell("add a volume", request::Call::AddVolume(call))?;
-            return Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: inside("") }));
+            let kind = add_volume::Kind::Memory(add_volume::Memory { size });
+            self.add_like(&volume, kind, &metadata)?;
+            return Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: below.to_owned() }));
         }
         let volume = self.volume(&host_path, None, VolumeKind::Scratch)?;
         let range = self.range(&volume.id, true, |format| {
@@ -243,20 +238,25 @@ impl Pour<'_> {
             let _ = fs::remove_dir_all(&seed);
             formatted
         })?;
-        self.add(&volume, add_volume::Kind::Scratch(range), false)?;
-        Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: inside(VOLUME_ROOT) }))
+        self.add_like(&volume, add_volume::Kind::Scratch(range), &metadata)?;
+        Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: below.to_owned() }))
     }
 
     /// Serves a host path by virtio-fs. Who may only read is given what others may write, if it is there: then locks,
     /// sockets and caches agree.
     fn shared(&self, path: &Path, readonly: bool) -> Result<slot::Kind, SandboxError> {
-        let metadata = fs::metadata(path).map_err(SandboxError::host("look at", path))?;
-        if metadata.file_type().is_fifo() {
-            return unsupported(format!(
-                "the host path {} is a FIFO, which has no other end in a machine",
-                path.display()
-            ));
-        }
+        // The server of the path may be gone: nothing is looked at before it is reached.
+        let place = match reach(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // As on the host: made as a directory.
+                fs::create_dir_all(path)
+                    .map_err(SandboxError::host("make the missing mount source", path))?;
+                reach(path)
+            }
+            other => other,
+        };
+        let place = place.map_err(SandboxError::host("open the mount source", path))?;
+        let is_directory = is_directory(&place, path)?;
         let host_path = path.to_string_lossy();
         let known = self.machine.with_record(|record| {
             let mut fitting = record.volumes.iter().filter(|one| {
@@ -278,14 +278,15 @@ impl Pour<'_> {
                     host_path: host_path.clone().into_owned(),
                     index: record.next_shared,
                     readonly,
-                    single_file: !metadata.is_dir(),
+                    single_file: !is_directory,
                     ..Default::default()
                 };
                 record.volumes.push(volume.clone());
                 volume
             })?,
         };
-        let exported = self.runtime.block_on(self.exporter.export(self.machine, self.program, &volume));
+        let exported = self.exporter.export(self.machine, self.program, &volume, place);
+        let exported = self.runtime.block_on(exported);
         if exported.is_err() {
             // Nobody has it; the next one who asks begins anew.
             self.machine.change(|record| record.volumes.retain(|one| one.id != volume.id))?;
@@ -296,9 +297,26 @@ impl Pour<'_> {
         Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: String::new() }))
     }
 
-    /// Tells the agent of a volume; told again, it changes nothing.
+    /// Tells the agent of a volume, whose root is as it was made; told again, it changes nothing.
     fn add(&self, volume: &Volume, kind: add_volume::Kind, readonly: bool) -> Result<(), SandboxError> {
         let call = agent::AddVolume { id: volume.id.clone(), kind: Some(kind), readonly, mode: 0, gid: None };
+        self.tell("add a volume", request::Call::AddVolume(call))
+    }
+
+    /// The same, with mode and group as on the host.
+    fn add_like(
+        &self,
+        volume: &Volume,
+        kind: add_volume::Kind,
+        metadata: &fs::Metadata,
+    ) -> Result<(), SandboxError> {
+        let call = agent::AddVolume {
+            id: volume.id.clone(),
+            kind: Some(kind),
+            readonly: false,
+            mode: metadata.mode() & 0o7777,
+            gid: Some(metadata.gid()),
+        };
         self.tell("add a volume", request::Call::AddVolume(call))
     }
 
@@ -395,6 +413,65 @@ impl Pour<'_> {
         }
         Ok(())
     }
+}
+
+impl Machine {
+    /// Takes back what a container had; its agent has forgotten it. Blocks, on a thread that may.
+    pub(super) fn forget(&self, container: &str, runtime: &Handle) -> Result<(), SandboxError> {
+        // The same image may be about to be poured in for another one.
+        let _turn = self.turn();
+        let (layers, slots, ranges, volumes) = self.with_record(|record| {
+            let slots = record.slots.iter().filter(|one| one.container == container).map(|one| one.slot);
+            let is_own = |one: &&ScratchRange| one.container == container && !one.shared;
+            let volumes = record.volumes.iter().filter(|one| one.container == container);
+            (
+                record.own_layers(container),
+                slots.collect::<Vec<_>>(),
+                record.ranges.iter().filter(is_own).cloned().collect::<Vec<_>>(),
+                volumes.map(|one| one.id.clone()).collect::<Vec<_>>(),
+            )
+        });
+        let order = |action, call| runtime.block_on(self.control.order(action, call, Vec::new()));
+        for slot in slots {
+            order("clear a slot of", vmm_request::Call::ClearSlot(vmm::ClearSlot { slot }))?;
+        }
+        for id in volumes {
+            let call = request::Call::RemoveVolume(agent::RemoveVolume { id });
+            runtime.block_on(self.tell("remove a volume", call))?;
+        }
+        for key in layers {
+            order("take a layer from", vmm_request::Call::RemoveExtent(vmm::RemoveExtent { key }))?;
+        }
+        let log = vmm::RemoveLog { container_id: container.to_owned() };
+        order("close a log of", vmm_request::Call::RemoveLog(log))?;
+        for range in &ranges {
+            self.scratch.punch(range.offset, range.length)?;
+        }
+        self.gone(container);
+        self.change(|record| {
+            record.slots.retain(|one| one.container != container);
+            record.volumes.retain(|one| one.container != container);
+            record.layers.retain(|one| one.container != container);
+            record.ranges.retain(|one| one.container != container || one.shared);
+        })
+    }
+}
+
+/// Whether it is a directory; what is neither that nor a regular file cannot be shared.
+fn is_directory(place: &OwnedFd, path: &Path) -> Result<bool, SandboxError> {
+    let status = rustix::fs::fstat(place)
+        .map_err(|errno| SandboxError::host("look at the mount source", path)(errno.into()))?;
+    let what = match FileType::from_raw_mode(status.st_mode) {
+        FileType::Directory => return Ok(true),
+        FileType::RegularFile => return Ok(false),
+        FileType::Socket => "a socket",
+        FileType::Fifo => "a FIFO",
+        _ => "a device",
+    };
+    unsupported(format!(
+        "the host path {} is {what}: only directories and regular files can be shared with a machine",
+        path.display()
+    ))
 }
 
 /// Whether the mount that has this slot is read-only.

@@ -64,12 +64,16 @@ impl Scratch {
 
     /// Puts a filesystem on the range, with what is in `seed` if there is one. Blocks.
     pub(super) fn format(&self, offset: u64, length: u64, seed: Option<&Path>) -> Result<(), SandboxError> {
-        if let Some(seed) = seed {
-            return make_filesystem(&self.path, offset, length, Some(seed));
-        }
-        let template = self.template(length)?;
-        copy(&template, &self.open()?, offset)
-            .map_err(SandboxError::host("format the scratch disk", &self.path))
+        let put = |image: &File| {
+            let failed = SandboxError::host("format the scratch disk", &self.path);
+            copy(image, &self.open()?, offset).map_err(failed)
+        };
+        let Some(seed) = seed else { return put(&self.template(length)?) };
+        // Beside the disk, of which the guest has other parts in use.
+        let temporary = temporary_in(self.path.parent().unwrap_or(Path::new("/")));
+        let made = make_image(&temporary, length, Some(seed)).and_then(|image| put(&image));
+        let _ = fs::remove_file(&temporary);
+        made
     }
 
     /// The template of this size, made if it is missing.
@@ -81,19 +85,15 @@ impl Scratch {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.templates);
         made.map_err(SandboxError::host("make the directory", &self.templates))?;
         // Two threads may make the same one: each makes its own, and the last name wins.
-        let temporary = tempfile_in(&self.templates);
-        let sized = File::create(&temporary).and_then(|file| file.set_len(length));
-        let made = sized
-            .map_err(SandboxError::host("make the template", &temporary))
-            .and_then(|()| make_filesystem(&temporary, 0, length, None))
-            .and_then(|()| {
-                fs::rename(&temporary, &path).map_err(SandboxError::host("make the template", &path))
-            });
-        if made.is_err() {
+        let temporary = temporary_in(&self.templates);
+        let named = make_image(&temporary, length, None).and_then(|image| {
+            fs::rename(&temporary, &path).map_err(SandboxError::host("make the template", &path))?;
+            Ok(image)
+        });
+        if named.is_err() {
             let _ = fs::remove_file(&temporary);
         }
-        made?;
-        File::open(&path).map_err(SandboxError::host("open the template", &path))
+        named
     }
 
     /// The range is a hole again. Nobody uses it any more.
@@ -112,40 +112,29 @@ impl Scratch {
     }
 }
 
-fn tempfile_in(directory: &Path) -> PathBuf {
+fn temporary_in(directory: &Path) -> PathBuf {
     directory.join(format!(".new-{:016x}", rand::random::<u64>()))
 }
 
-/// ext4 without a journal: it ends with its machine, so there is nothing to recover.
-fn make_filesystem(path: &Path, offset: u64, length: u64, seed: Option<&Path>) -> Result<(), SandboxError> {
+/// A sparse file with an ext4 without a journal: it ends with its machine, so there is nothing to recover.
+fn make_image(path: &Path, length: u64, seed: Option<&Path>) -> Result<File, SandboxError> {
+    let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    let sized = opened.and_then(|file| file.set_len(length).map(|()| file));
+    let file = sized.map_err(SandboxError::host("make", path))?;
     let mut command = Command::new("mke2fs");
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.args([
-        "-t",
-        "ext4",
-        "-F",
-        "-q",
-        "-b",
-        "4096",
-        "-m",
-        "0",
-        "-O",
-        "^has_journal,^resize_inode",
-        "-E",
-    ]);
+    command.args(["-t", "ext4", "-F", "-q", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode"]);
     // The file is a hole, so its inode tables are zeroed already; the guest must not begin to do that.
-    command.arg(format!("lazy_itable_init=1,root_owner=0:0,offset={offset}"));
+    command.args(["-E", "lazy_itable_init=1,root_owner=0:0"]);
     if let Some(seed) = seed {
         command.arg("-d").arg(seed);
     }
-    command.arg(path).arg(format!("{}k", length >> 10));
-    let failed = |reason: String| SandboxError::Machine { action: "format the scratch disk of", reason };
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(format!("mke2fs (package e2fsprogs) cannot be started: {error}")))?;
+    let failed = |reason: String| SandboxError::Machine { action: "make a filesystem for", reason };
+    let output = command.arg(path).stdin(Stdio::null()).output();
+    let output =
+        output.map_err(|error| failed(format!("mke2fs (package e2fsprogs) cannot be started: {error}")))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(file);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(failed(format!("mke2fs failed ({}): {}", output.status, said.trim())))

@@ -1,7 +1,7 @@
 //! Host paths in a machine: one hull-virtiofsd for a pod, started when the first is asked for. Each path is a mount of
 //! its own below /volumes in that process's mount namespace, and nothing else is there.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,15 +17,14 @@ use super::cgroup::Cgroups;
 use super::control::Control;
 use super::machine::{Machine, tail, unexpected};
 use super::record::Volume;
-use crate::sandbox::reach::reach;
 use crate::sandbox::{Place, SandboxError};
 
 /// What hull-virtiofsd writes to stderr.
 const LOG: &str = "virtiofsd.log";
 /// Most files that are open for one guest at a time.
 const OPEN_FILES: u64 = 200_000;
-/// As for the agent on the host: nothing of the pod is worth saving below it.
-const OOM_SCORE: i32 = -998;
+/// It has little memory of its own.
+const OOM_SCORE: i32 = 0;
 
 /// Starts servers and gives them volumes.
 #[derive(Debug)]
@@ -47,19 +46,19 @@ impl Exporter {
         machine: &Arc<Machine>,
         program: &Path,
         volume: &Volume,
+        place: OwnedFd,
     ) -> Result<(), SandboxError> {
         let pid = match machine.with_record(|record| record.virtiofsd_pid) {
             0 => self.start(machine, program).await?,
             pid => pid,
         };
-        let volume = volume.clone();
-        let attaching = tokio::task::spawn_blocking(move || attach(pid, &volume));
+        let (vmm, volume) = (machine.with_record(|record| record.vmm_pid), volume.clone());
+        let attaching = tokio::task::spawn_blocking(move || attach(vmm, pid, &volume, &place));
         attaching.await.map_err(|error| SandboxError::Source(error.to_string()))?
     }
 
     async fn start(&self, machine: &Arc<Machine>, program: &Path) -> Result<i32, SandboxError> {
         let (control, pid) = self.launch(machine, program).await?;
-        machine.change(|record| record.virtiofsd_pid = pid)?;
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.retain(|(id, _)| *id != machine.id);
         servers.push((machine.id.clone(), Arc::new(control)));
@@ -100,6 +99,7 @@ impl Exporter {
             response::Outcome::Booted(booted) => booted.pid,
             _ => return Err(unexpected(action)),
         };
+        machine.change(|record| record.virtiofsd_pid = pid)?;
         let serve = request::Call::ServeVolumes(vmm::ServeVolumes { server: 0 });
         machine.control.order("serve volumes to", serve, vec![to_server.into()]).await?;
         Ok((control, pid))
@@ -121,15 +121,19 @@ fn with_log(error: SandboxError, log: &Path) -> SandboxError {
     }
 }
 
-/// Puts the path under its number into the server's mount namespace. Blocks.
-fn attach(server: i32, volume: &Volume) -> Result<(), SandboxError> {
-    let failed =
-        |error: &dyn std::fmt::Display| SandboxError::Source(format!("cannot share a host path: {error}"));
-    let path = Path::new(&volume.host_path);
-    let place = reach(path).map_err(SandboxError::host("open the mount source", path))?;
-    let server = Server::of(server).map_err(|error| failed(&error))?;
-    server
-        .attach(volume.index, path, place.as_fd(), volume.readonly)
+/// Puts the path, reached as `place`, under its number into the server's mount namespace. Blocks.
+fn attach(vmm: i32, server: i32, volume: &Volume, place: &OwnedFd) -> Result<(), SandboxError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        SandboxError::Source(format!("cannot share a host path with the pod's machine: {error}"))
+    };
+    // A number may belong to somebody else by now; nobody else is in the pod's user namespace.
+    let users = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/user"));
+    if users(server).map_err(|error| failed(&error))? != users(vmm).map_err(|error| failed(&error))? {
+        return Err(failed(&"the server of its volumes is gone"));
+    }
+    Server::of(server)
+        .map_err(|error| failed(&error))?
+        .attach(volume.index, Path::new(&volume.host_path), place.as_fd(), volume.readonly)
         .map(drop)
         .map_err(|error| failed(&error))
 }

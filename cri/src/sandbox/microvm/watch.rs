@@ -69,12 +69,12 @@ impl Watch {
                     machine.blame(Obituary::of("GuestShutDown", message));
                 }
                 event::Kind::Fault(fault) => {
-                    tracing::warn!(
-                        pod = machine.id,
-                        device = fault.device,
-                        message = fault.message,
-                        "a device of a machine failed"
-                    );
+                    let message =
+                        format!("the device {} of the pod's machine failed: {}", fault.device, fault.message);
+                    tracing::warn!(pod = machine.id, "{message}");
+                    // What waits for it in the guest would wait for ever.
+                    machine.blame(Obituary::of("MachineFault", message));
+                    self.kill().await;
                 }
                 event::Kind::AgentStarted(_) | event::Kind::AgentListening(_) => {}
             }
