@@ -211,7 +211,7 @@ async fn ports_are_forwarded_and_what_happens_is_told() {
     let told = complaints
         .map(Result::unwrap)
         .inspect(|line| assert!(line.contains("8080") || line.contains("9999")));
-    assert!(told.into_iter().any(|line| line.contains("9999")));
+    assert!(said.into_iter().any(|line| line.contains("9999")));
     forward.kill().unwrap();
     forward.wait().unwrap();
 
