@@ -208,10 +208,10 @@ async fn ports_are_forwarded_and_what_happens_is_told() {
     assert_eq!(nobody.read(&mut [0; 8]).unwrap_or(0), 0);
     // Attempts before the server listened may have been complained of first.
     let complaints = BufReader::new(forward.stderr.take().unwrap()).lines();
-    let told = complaints
+    let mut said = complaints
         .map(Result::unwrap)
         .inspect(|line| assert!(line.contains("8080") || line.contains("9999")));
-    assert!(said.into_iter().any(|line| line.contains("9999")));
+    assert!(said.any(|line| line.contains("9999")));
     forward.kill().unwrap();
     forward.wait().unwrap();
 
