@@ -1,11 +1,9 @@
 //! The first moments of a guest's first process.
 
-use std::io;
-
 use hull_sys::port;
 use hull_sys::signal;
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode};
 use rustix::mount::MoveMountFlags;
 use rustix::process::Signal;
 
@@ -48,7 +46,6 @@ pub(crate) fn start() -> Result<OwnedFd, GuestError> {
     hull_sys::memory::prefer_small();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     leave_initramfs()?;
-    protect_from_oom().doing(|| "protect the agent from the OOM killer".into())?;
     network::loopback()?;
     let socket =
         hull_sys::vsock::listen(AGENT_PORT).doing(|| format!("listen on vsock port {AGENT_PORT}"))?;
@@ -79,16 +76,11 @@ pub(crate) fn cgroups() -> CgroupLayout {
     CgroupLayout { unified: CGROUP.into(), unified_controllers: true, v1: Vec::new() }
 }
 
-fn protect_from_oom() -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open("/proc/self/oom_score_adj", flags, Mode::empty())?;
-    rustix::io::write(&file, b"-1000")?;
-    Ok(())
-}
-
 /// Ends the machine; its VMM ends with it. What is on the disks needs no sync: it ends with the pod, and volumes are
 /// written by the host.
 pub(crate) fn end() -> ! {
+    // What was said last is for whoever reads the console's log.
+    let _ = rustix::termios::tcdrain(rustix::stdio::stderr());
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     // A first process that ends is a panic, which ends the machine as well.
     let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);

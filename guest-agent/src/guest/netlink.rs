@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 // linux/netlink.h and linux/rtnetlink.h.
@@ -100,8 +99,8 @@ fn acknowledgement(mut datagram: &[u8], sequence: u32) -> Option<io::Result<()>>
         if kind == NLMSG_ERROR && number(8)? == sequence {
             // struct nlmsgerr: a negative errno, 0 for success.
             let error = number(HEADER)? as i32;
-            let errno = Errno::from_raw_os_error(error.unsigned_abs() as i32);
-            return Some(if error == 0 { Ok(()) } else { Err(errno.into()) });
+            let failed = || Err(io::Error::from_raw_os_error(error.unsigned_abs() as i32));
+            return Some(if error == 0 { Ok(()) } else { failed() });
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

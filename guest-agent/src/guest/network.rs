@@ -22,9 +22,12 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
 /// No duplicate address detection: the address is usable at once, and the node has given it to nobody else.
-const IFA_F_NODAD: u8 = 2;
-const IFA_F_PERMANENT: u8 = 0x80;
+const IFA_F_NODAD: u32 = 2;
+const IFA_F_PERMANENT: u32 = 0x80;
+/// No route comes with an address: all routes are told, and with some plugins (ptp) the pod's network is not on the link.
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
@@ -140,12 +143,13 @@ fn mac(bytes: &[u8]) -> Result<&[u8], GuestError> {
 
 /// struct ifaddrmsg.
 fn address(index: u32, prefix: Prefix) -> Request {
-    let mut fixed = [family(prefix.address), prefix.length, IFA_F_NODAD | IFA_F_PERMANENT, 0, 0, 0, 0, 0];
+    let mut fixed = [family(prefix.address), prefix.length, 0, 0, 0, 0, 0, 0];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
     let bytes = octets(prefix.address);
     Request::new(RTM_NEWADDR, CREATE_OR_REPLACE, &fixed)
         .attribute(IFA_LOCAL, &bytes)
         .attribute(IFA_ADDRESS, &bytes)
+        .attribute(IFA_FLAGS, &(IFA_F_NODAD | IFA_F_PERMANENT | IFA_F_NOPREFIXROUTE).to_ne_bytes())
 }
 
 /// struct rtmsg.

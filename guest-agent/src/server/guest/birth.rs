@@ -237,7 +237,8 @@ fn in_this_machine(spec: &CreateSandbox) -> CreateSandbox {
         cgroups: Some(boot::cgroups()),
         cgroup_parent: or(&spec.cgroup_parent, CGROUP),
         cgroup_leaf: or(&spec.cgroup_leaf, OWN_LEAF),
-        oom_score_adj: -1000,
+        // The kernel never kills its first process for memory; a score that protects would be inherited.
+        oom_score_adj: 0,
         ..spec.clone()
     }
 }
