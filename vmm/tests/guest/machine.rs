@@ -10,10 +10,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use hull_agent::protocol::messages::{Hello, Range, hello};
+use hull_vmm::attach::Server;
 use hull_vmm::probe;
 use hull_vmm::protocol::messages::{
-    AddExtent, Boot, Event, FillSlot, Jail, Message, Response, SetLog, event, message::Body, request::Call,
-    response::Outcome,
+    AddExtent, Boot, BootVolumes, Event, FillSlot, Jail, Message, Response, ServeVolumes, SetLog, event,
+    message::Body, request::Call, response::Outcome,
 };
 use hull_vmm::protocol::{BlockingConnection, messages};
 use prost::Message as _;
@@ -35,6 +36,9 @@ pub(crate) struct Machine {
     scratch: File,
     scratches: u64,
     streams: u64,
+    /// The jailed process.
+    pid: i32,
+    servers: Vec<Child>,
     pub(crate) directory: TempDir,
 }
 
@@ -92,6 +96,8 @@ impl Machine {
             scratch,
             scratches: 0,
             streams: 0,
+            pid: 0,
+            servers: Vec::new(),
             directory,
         };
         let boot = Boot {
@@ -121,7 +127,10 @@ impl Machine {
         };
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         match machine.call(Call::Boot(boot), &fds) {
-            Outcome::Booted(_) => Some(machine),
+            Outcome::Booted(booted) => {
+                machine.pid = booted.pid;
+                Some(machine)
+            }
             other => panic!("{other:?}\n{}", machine.told()),
         }
     }
@@ -256,6 +265,34 @@ impl Machine {
         assert!(matches!(answer, Outcome::Done(_)), "{answer:?}");
     }
 
+    /// Starts a hull-virtiofsd for the machine.
+    pub(crate) fn serve_volumes(&mut self) -> Server {
+        let program =
+            std::env::var_os("HULL_VIRTIOFSD").unwrap_or_else(|| env!("CARGO_BIN_EXE_hull-virtiofsd").into());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (for_machine, for_server) = UnixStream::pair().unwrap();
+        let log = File::create(self.directory.path().join("virtiofsd.log")).unwrap();
+        let child = Command::new(program).stdin(OwnedFd::from(theirs)).stderr(log).spawn().unwrap();
+        self.servers.push(child);
+        let namespace = File::open(format!("/proc/{}/ns/user", self.pid)).unwrap();
+        let boot = BootVolumes {
+            jail: Some(Jail { nofile: 1024, ..Jail::default() }),
+            user_namespace: 0,
+            vmm: 1,
+            ..BootVolumes::default()
+        };
+        let mut control = BlockingConnection::new(ours.into());
+        let fds = [namespace.as_fd(), for_server.as_fd()];
+        control.send(&Message::request(1, Call::BootVolumes(boot), fds.len()), &fds).unwrap();
+        let answer = control.recv().unwrap().unwrap().message.body;
+        let Some(Body::Response(Response { outcome: Some(Outcome::Booted(booted)) })) = answer else {
+            panic!("{answer:?}")
+        };
+        let served = self.call(Call::ServeVolumes(ServeVolumes { server: 0 }), &[for_machine.as_fd()]);
+        assert!(matches!(served, Outcome::Done(_)), "{served:?}");
+        Server::of(booted.pid).unwrap()
+    }
+
     /// What the VMM and the guest's console said.
     pub(crate) fn told(&self) -> String {
         let read = |name: &str| {
@@ -303,5 +340,9 @@ impl Drop for Machine {
         let stop = Message::request(self.next_id, Call::Stop(messages::Stop {}), 0);
         let _ = self.control.send(&stop, &[]);
         let _ = self.child.wait();
+        for server in &mut self.servers {
+            // The server itself ends with the machine; this is the process that cloned it.
+            let _ = server.wait();
+        }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hull_agent::protocol::messages::{
@@ -134,4 +137,50 @@ fn volumes_are_shared_followed_and_read_back() {
     agent.done(Call::RemoveVolume(RemoveVolume { id: "memory".into() }), vec![]);
     assert_eq!(output(&mut machine, &mut agent, "one", "cat /memory/termination"), "last words\n");
     assert!(matches!(agent.call(read("termination"), vec![]), Outcome::Error(_)));
+}
+
+#[test]
+fn directories_and_files_of_the_host_are_the_same_in_every_container() {
+    let Some(mut machine) = Machine::boot(1, 256 << 20) else { return };
+    let tree = machine.directory.path().join("busybox");
+    disk::busybox(&tree, &[]);
+    let image = machine.image(&tree);
+    let mut agent = machine.agent();
+    agent.create(|_| ());
+    let host = machine.directory.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("file"), "from the host").unwrap();
+    let server = machine.serve_volumes();
+    let open = |path: &Path| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
+    };
+    let file = host.join("file");
+    server.attach(0, &host, open(&host).as_fd(), false).unwrap();
+    server.attach(1, &file, open(&file).as_fd(), true).unwrap();
+    for (id, index, directory) in [("host", 0, true), ("single", 1, false)] {
+        let kind = add_volume::Kind::Shared(add_volume::Shared { index, directory });
+        agent.done(
+            Call::AddVolume(AddVolume { id: id.into(), kind: Some(kind), ..Default::default() }),
+            vec![],
+        );
+    }
+    for id in ["one", "two"] {
+        machine.log(id);
+        let mut container = Container::new(id, image, machine.scratch(), "while :; do sleep 1; done");
+        container.mount("/host", place("host", ""));
+        container.mount("/single", place("single", ""));
+        agent.start(container);
+    }
+    let script = "cat /host/file /single; (echo x > /single) 2>/dev/null || echo read-only; \
+        echo written > /host/new; chown 1000:70 /host/new; mkdir /host/sub; echo; id -u";
+    let text = output(&mut machine, &mut agent, "one", script);
+    assert_eq!(text, "from the hostfrom the hostread-only\n\n0\n");
+    assert_eq!(
+        output(&mut machine, &mut agent, "two", "stat -c '%u %g' /host/new; cat /host/new"),
+        "1000 70\nwritten\n"
+    );
+    assert_eq!(fs::read_to_string(host.join("new")).unwrap(), "written\n");
+    let facts = fs::metadata(host.join("new")).unwrap();
+    assert_eq!((facts.uid(), facts.gid()), (1000, 70));
 }
