@@ -4,11 +4,11 @@
 //! that it writes into memory, queues and registers, is hostile.
 #![deny(unsafe_code)]
 
-/// Volumes from the host, attached to hull-virtiofsd by hulld.
-pub mod attach;
 /// x86-64.
 #[cfg(feature = "machine")]
 pub mod arch;
+/// Volumes from the host, attached to hull-virtiofsd by hulld.
+pub mod attach;
 /// Kernel, initramfs and command line in guest memory.
 #[cfg(feature = "machine")]
 pub mod boot;

@@ -4,6 +4,8 @@
 //! [`VirtioDevice::activate`], and the device serves them on the thread of a [`Worker`]. All that the guest puts into
 //! queues and registers is hostile.
 
+/// The balloon: memory that the guest gives back.
+pub mod balloon;
 /// Block devices: images, scratch, slots for raw volumes.
 pub mod block;
 /// The driver's side of queues, for tests of devices.
@@ -12,26 +14,24 @@ pub(crate) mod driver;
 /// The other side of a queue.
 #[cfg(test)]
 mod driver_side;
-/// The balloon: memory that the guest gives back.
-pub mod balloon;
-/// Devices whose requests end at once.
-mod instant;
-/// Memory that comes and goes.
-pub mod mem;
-/// Guest memory given back to the host.
-mod release;
-/// Random numbers.
-pub mod rng;
 /// Volumes: a device whose queues another process serves.
 pub mod fs;
+/// Devices whose requests end at once.
+mod instant;
 /// Interrupts of a device, towards the driver.
 mod interrupt;
+/// Memory that comes and goes.
+pub mod mem;
 /// The MMIO transport.
 pub mod mmio;
 /// A NIC on a tap.
 pub mod net;
 /// A queue that the driver has set up, and how chains are taken from it and given back.
 mod queue;
+/// Guest memory given back to the host.
+mod release;
+/// Random numbers.
+pub mod rng;
 /// The buffers of a chain, and system calls straight into and out of guest memory.
 mod vectored;
 /// Streams between the host and the guest.
