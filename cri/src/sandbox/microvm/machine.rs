@@ -112,12 +112,16 @@ impl Machine {
     /// A container is (about to be) in it. All memory of the pod is the VMM's, so the kernel is told to spare the VMM as
     /// it would spare the pod's most important container.
     pub(super) fn started(&self, container: &str, oom_score_adj: i32) {
-        self.change_scores(|scores| drop(scores.insert(container.to_owned(), oom_score_adj)));
+        self.change_scores(|scores| {
+            scores.insert(container.to_owned(), oom_score_adj);
+        });
     }
 
     /// A container is gone.
     pub(super) fn gone(&self, container: &str) {
-        self.change_scores(|scores| drop(scores.remove(container)));
+        self.change_scores(|scores| {
+            scores.remove(container);
+        });
     }
 
     fn change_scores(&self, change: impl FnOnce(&mut BTreeMap<String, i32>)) {
