@@ -61,7 +61,7 @@ impl Daemon {
             daemon.name,
             daemon.path("certs.d").display(),
             daemon.bridge,
-        ) + &machines();
+        ) + &machines(&daemon.path("kubelet"));
         std::fs::write(daemon.path("hull.toml"), config).unwrap();
         daemon.launch().await;
         daemon
@@ -259,7 +259,7 @@ impl Drop for Daemon {
 
 /// Both runtime handlers, with what hack/build and hack/guest-kernel have made; whatever is missing is the daemon's to
 /// report.
-fn machines() -> String {
+fn machines(kubelet: &Path) -> String {
     let programs = match std::env::var_os("HULL_BIN_DIR") {
         Some(directory) => PathBuf::from(directory),
         None => crate::binaries::static_programs(),
@@ -274,7 +274,7 @@ fn machines() -> String {
         programs.join("hull-virtiofsd").display(),
         guest.join("vmlinux").display(),
         guest.join("initramfs.cpio").display(),
-        crate::microvm::KUBELET_ROOT,
+        kubelet.display(),
     )
 }
 

@@ -2,9 +2,6 @@ use k8s_cri::v1 as cri;
 
 use crate::daemon::Daemon;
 
-/// What the daemons under test take for kubelet's directory.
-pub const KUBELET_ROOT: &str = "/tmp/hull-e2e-kubelet";
-
 /// The runtime handler of pods that say nothing else: HULL_TEST_RUNTIME, or none.
 pub fn default_handler() -> String {
     std::env::var("HULL_TEST_RUNTIME").unwrap_or_default()

@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 
 use hull_tests::daemon::Daemon;
 use hull_tests::image::{self, Image, Layer, Packing};
-use hull_tests::microvm::{KUBELET_ROOT, available, problem};
+use hull_tests::microvm::{available, problem};
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
 use hull_tests::registry::Registry;
 use hull_tests::{eventually, patience};
 use k8s_cri::v1 as cri;
 
-/// What kubelet would keep for one pod; gone with the value.
+/// What kubelet would keep for one pod.
 struct Kubelet(PathBuf);
 
 impl Kubelet {
-    fn of(pod: &str) -> Self {
-        Self(Path::new(KUBELET_ROOT).join("pods").join(format!("{pod}-{}", std::process::id())))
+    fn of(daemon: &Daemon, pod: &str) -> Self {
+        Self(daemon.path("kubelet/pods").join(pod))
     }
 
     fn volume(&self, plugin: &str, name: &str) -> PathBuf {
@@ -40,15 +40,6 @@ impl Kubelet {
         }
         symlink(generation, volume.join("..data_tmp")).unwrap();
         fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
-    }
-}
-
-impl Drop for Kubelet {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-        for above in self.0.ancestors().skip(1).take(2) {
-            let _ = fs::remove_dir(above);
-        }
     }
 }
 
@@ -99,7 +90,7 @@ async fn a_pod_in_a_machine_does_what_pods_do() {
         (registry.push("busybox", "v1", &image::busybox()), registry.push("perl", "v1", &perl()));
     daemon.pull(&one).await;
     daemon.pull(&two).await;
-    let kubelet = Kubelet::of("all");
+    let kubelet = Kubelet::of(&daemon, "all");
     let settings = kubelet.volume("configmap", "settings");
     Kubelet::write(&settings, "..one", &[("colour", "red\n")]);
     let scratch = kubelet.volume("empty-dir", "scratch");
@@ -161,7 +152,7 @@ async fn a_pod_in_a_machine_does_what_pods_do() {
 
     // And a ConfigMap that changes is seen by who watches it
     assert_eq!(pod.output(&first, &["cat", "/etc/settings/colour"]).await, "red\n");
-    let watch = "$f = syscall(294, 0); syscall(254, $f, '/etc/settings', 0x180) >= 0 or die; \
+    let watch = "$f = syscall(294, 0); $p = '/etc/settings'; syscall(254, $f, $p, 0x180) >= 0 or die; \
                  open(W, '>', '/scratch/watching'); close(W); \
                  open(F, '<&=', $f); sysread(F, $b, 4096) or die; print 'seen'";
     let watching = {
@@ -173,6 +164,7 @@ async fn a_pod_in_a_machine_does_what_pods_do() {
         })
     };
     eventually("the watch begins", patience(30), async || {
+        assert!(!watching.is_finished(), "the watch ended before it began");
         (pod.exec(&first, &["test", "-e", "/scratch/watching"]).await.exit_code == 0).then_some(())
     })
     .await;
@@ -265,7 +257,6 @@ async fn a_pod_in_a_machine_does_what_pods_do() {
     pod.stop().await;
     pod.remove().await;
     assert_eq!(machines_of(&daemon), Vec::<String>::new());
-    drop(kubelet);
     daemon.finish().await;
 }
 
@@ -303,7 +294,7 @@ async fn a_killed_daemon_loses_nothing_of_a_machine() {
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     daemon.pull(&name).await;
-    let kubelet = Kubelet::of("kept");
+    let kubelet = Kubelet::of(&daemon, "kept");
     let settings = kubelet.volume("configmap", "settings");
     Kubelet::write(&settings, "..one", &[("colour", "red\n")]);
     let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "kept")).await;
@@ -331,7 +322,6 @@ async fn a_killed_daemon_loses_nothing_of_a_machine() {
     assert_eq!(pod.output(&again, &["cat", "/etc/settings/colour"]).await, "blue\n");
     pod.stop().await;
     pod.remove().await;
-    drop(kubelet);
     daemon.finish().await;
 }
 
@@ -423,6 +413,8 @@ async fn a_privileged_container_owns_its_machine_and_nothing_of_the_host() {
     linux.sysctls = [
         ("kernel.core_pattern".to_owned(), "/tmp/core.%p".to_owned()),
         ("vm.max_map_count".to_owned(), "123456".to_owned()),
+        // Whoever takes too much memory makes the kernel panic.
+        ("vm.panic_on_oom".to_owned(), "2".to_owned()),
         ("net.core.somaxconn".to_owned(), "321".to_owned()),
     ]
     .into();
@@ -442,7 +434,10 @@ async fn a_privileged_container_owns_its_machine_and_nothing_of_the_host() {
     assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), before);
 
     // And a guest whose kernel panics ends its pod, with the reason
-    let _ = pod.try_exec(&main, &["/bin/sh", "-c", "echo c > /proc/sysrq-trigger"], 5).await;
+    let mut greedy = container_config("greedy", &name, &["/bin/tail", "/dev/zero"]);
+    greedy.linux.as_mut().unwrap().resources =
+        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
+    pod.start(greedy).await;
     let status = pod.ended(&main).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "GuestPanic"), "{}", status.message);
     assert!(status.message.contains("panic"), "{}", status.message);
@@ -533,7 +528,7 @@ async fn volumes_of_every_kind_are_what_kubelet_means() {
     let with_volume = Image::new(layers, serde_json::json!({"Env": ["PATH=/bin"], "Volumes": {"/data": {}}}));
     let name = registry.push("volume", "v1", &with_volume);
     daemon.pull(&name).await;
-    let kubelet = Kubelet::of("volumes");
+    let kubelet = Kubelet::of(&daemon, "volumes");
     let secret = kubelet.volume("secret", "keys");
     Kubelet::write(&secret, "..one", &[("key", "s3cret")]);
     fs::set_permissions(secret.join("..one/key"), fs::Permissions::from_mode(0o400)).unwrap();
@@ -590,7 +585,6 @@ async fn volumes_of_every_kind_are_what_kubelet_means() {
     pod.remove().await;
     run("umount", &[&path(&bound)]);
     run("umount", &[&path(&memory)]);
-    drop(kubelet);
     daemon.finish().await;
 }
 

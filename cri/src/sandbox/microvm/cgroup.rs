@@ -3,12 +3,16 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hull_agent::cgroup::{Hierarchies, Leaf, PodCgroup};
 use hull_agent::protocol::messages::Resources;
 
 use crate::sandbox::{Place, SandboxError};
 use crate::systemd::{Systemd, slice};
+
+/// Pause between two looks at whether a VMM has ended.
+const POLL: Duration = Duration::from_millis(10);
 
 /// What the jailed process is put into.
 pub(super) struct Entry {
@@ -108,6 +112,18 @@ impl Cgroups {
     /// Kills the VMM and the server of its volumes. Blocks for a moment.
     pub(super) fn kill(&self, place: &Place) -> Result<(), SandboxError> {
         self.existing(place)?.1.kill().map_err(failed("kill the processes of"))
+    }
+
+    /// Waits until nothing runs in the leaf any more, for so long. Blocks.
+    pub(super) fn wait_for_end(&self, place: &Place, limit: Duration) {
+        let begun = Instant::now();
+        let runs = || {
+            let leaf = self.existing(place).ok().map(|(_, leaf)| leaf);
+            leaf.and_then(|leaf| leaf.processes().ok()).is_some_and(|found| !found.is_empty())
+        };
+        while runs() && begun.elapsed() < limit {
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Kills what is left and removes the leaf and the levels that hull made. Blocks for some seconds at most.

@@ -63,6 +63,8 @@ use crate::stats::disk::Occupied;
 use crate::stats::{PodUsage, Subject};
 use crate::systemd::Systemd;
 
+/// How long a VMM whose guest has ended may take to end as well.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// How long the reading of a termination message may hold up the news of a container's end.
 const READ_BACK: Duration = Duration::from_secs(5);
 /// kubelet reads no more of it (pkg/kubelet/kuberuntime, maxTerminationMessageLength).
@@ -171,6 +173,10 @@ impl Inner {
     fn clear(&self, place: &Place) -> Result<(), SandboxError> {
         let machine = self.running().remove(&place.id);
         self.exporter.forget(&place.id);
+        // A machine that ends by itself writes its containers' last words first.
+        if machine.as_ref().is_some_and(|machine| !machine.agent.is_connected()) {
+            self.cgroups.wait_for_end(place, LAST_WORDS);
+        }
         self.cgroups.clear(place)?;
         drop(machine);
         let home = self.machines.directory(&place.id);
