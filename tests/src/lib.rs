@@ -15,10 +15,10 @@ pub mod daemon;
 pub mod image;
 /// A registry that says whatever a test wants it to say.
 pub mod liar;
-/// Calls that the independent client does not know yet.
-pub mod newer;
 /// MicroVM pods: whether this machine can run them, and tests of all kinds under that handler.
 pub mod microvm;
+/// Calls that the independent client does not know yet.
+pub mod newer;
 /// Requests as a kubelet would write them.
 pub mod pod;
 /// A docker-registry on loopback.

@@ -166,7 +166,9 @@ fn processes() -> BTreeSet<String> {
         if is_others || is_dead_child_of_init(&pid) {
             continue;
         }
-        if matches!(program, "hull-agent" | "hulld" | "hull-vmm" | "hull-virtiofsd") || group.contains("hull-e2e") {
+        if matches!(program, "hull-agent" | "hulld" | "hull-vmm" | "hull-virtiofsd")
+            || group.contains("hull-e2e")
+        {
             found.insert(format!("{pid} {command}"));
         }
     }

@@ -321,8 +321,7 @@ impl Default for RuntimesConfig {
         let process = RuntimeHandlerConfig { kind: SandboxKind::Process, machine: None };
         let machine = Some(MachineConfig::default());
         let microvm = RuntimeHandlerConfig { kind: SandboxKind::Microvm, machine };
-        let handlers =
-            BTreeMap::from([("process".into(), process), ("microvm".into(), microvm)]);
+        let handlers = BTreeMap::from([("process".into(), process), ("microvm".into(), microvm)]);
         RuntimesConfig { default: "process".into(), handlers }
     }
 }

@@ -130,7 +130,11 @@ impl Runtime {
     /// Kills what is left of a pod without an agent, and says so in its records.
     pub(super) async fn end_pod_of_lost_agent(self: &Arc<Self>, pod: &Arc<Pod>) {
         let obituary = self.obituary(pod).await;
-        tracing::warn!(pod = pod.id(), reason = obituary.message, "the pod is lost; its containers are ended");
+        tracing::warn!(
+            pod = pod.id(),
+            reason = obituary.message,
+            "the pod is lost; its containers are ended"
+        );
         if let Err(error) = self.clear(pod).await {
             tracing::error!(pod = pod.id(), %error, "cannot clear away what the agent left");
         }
@@ -174,7 +178,8 @@ impl Runtime {
             return Err(SandboxError::Unexpected("the question who it is"));
         }
         for state in &report.containers {
-            let news = pod.container(&state.id).is_some_and(|container| !container.with_record(|one| one.is_over()));
+            let news =
+                pod.container(&state.id).is_some_and(|container| !container.with_record(|one| one.is_over()));
             if state.exit.is_some() && news {
                 pod.launcher.ended(&pod.place(), &state.id).await;
             }

@@ -117,8 +117,8 @@ impl Runtime {
         let addresses: Vec<IpAddr> =
             attachment.as_ref().map_or_else(Vec::new, |attachment| attachment.addresses.clone());
         // Of a slice only the launcher knows whether somebody has made it.
-        let ours = pod
-            .with_record(|record| record.cgroup_levels > 0 || slice::is_slice(&record.cgroup_parent));
+        let ours =
+            pod.with_record(|record| record.cgroup_levels > 0 || slice::is_slice(&record.cgroup_parent));
         let shm_size = self.config.pod.shm_size;
         let own_kernel = pod.launcher.has_own_kernel();
         let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours, own_kernel)?;

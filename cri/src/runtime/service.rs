@@ -356,7 +356,10 @@ impl Hull for RuntimeServer {
         ok(self.0.untag_image(request.into_inner()).await?)
     }
 
-    async fn prune_images(&self, request: Request<hull::PruneImagesRequest>) -> Answer<hull::PruneImagesReply> {
+    async fn prune_images(
+        &self,
+        request: Request<hull::PruneImagesRequest>,
+    ) -> Answer<hull::PruneImagesReply> {
         ok(self.0.prune_images(request.into_inner()).await?)
     }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::Runtime;
-use crate::sandbox::Launcher;
 use crate::api::runtime::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
     StatusResponse,
 };
+use crate::sandbox::Launcher;
 
 impl Runtime {
     /// Conditions as kubelet reads them: RuntimeReady and NetworkReady.
@@ -56,7 +56,8 @@ impl Runtime {
 
     /// Runtime handlers that can run no pods here, and why not.
     pub(crate) fn handler_problems(&self) -> BTreeMap<String, String> {
-        let problem = |(name, launcher): (&String, &Arc<dyn Launcher>)| Some((name.clone(), launcher.problem()?));
+        let problem =
+            |(name, launcher): (&String, &Arc<dyn Launcher>)| Some((name.clone(), launcher.problem()?));
         self.launchers.iter().filter_map(problem).collect()
     }
 

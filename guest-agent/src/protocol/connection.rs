@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::frame::{FrameMessage, FrameOf, FrameReaderOf};
 use super::FrameWriter;
+use super::frame::{FrameMessage, FrameOf, FrameReaderOf};
 
 /// Sends and receives whole frames on a blocking unix stream socket.
 #[derive(Debug)]

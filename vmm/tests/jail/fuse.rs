@@ -259,7 +259,8 @@ impl Guest {
 
     /// chmod or chown by the guest's root; `valid` are FATTR_* bits.
     pub(crate) fn set(&mut self, node: u64, valid: u32, mode: u32, owner: (u32, u32)) -> Result<(), i32> {
-        let body = Fields::default().u32(valid).bytes(&[0; 64]).u32(mode).u32(0).u32(owner.0).u32(owner.1).u32(0);
+        let body =
+            Fields::default().u32(valid).bytes(&[0; 64]).u32(mode).u32(0).u32(owner.0).u32(owner.1).u32(0);
         self.call(op::SETATTR, node, body).map(drop)
     }
 
