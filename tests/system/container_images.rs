@@ -75,11 +75,14 @@ async fn a_container_becomes_an_image_that_runs_elsewhere() {
     hull.fails(125, &["commit", "maker", "Not/A/Name"]);
 
     // Into a file, and out of it on another node
-    let file = here.path("made.tar");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("made.tar");
     let file = file.to_str().unwrap();
     hull.ok(&["save", "-f", file, "example.com/made:1", &name]);
     assert!(hull.fails(125, &["save", "-f", file, "no/such/image"]).contains("no/such/image"));
     assert!(fs::metadata(file).unwrap().len() > 1 << 20, "a save that failed has replaced the file");
+    hull.ok(&["rmp", "--all", "--force"]);
+    here.finish().await;
     let there = Daemon::start().await;
     let other = Hull::of(&there);
     let loaded = other.ok(&["load", "-i", file]);
@@ -93,16 +96,14 @@ async fn a_container_becomes_an_image_that_runs_elsewhere() {
     let pushed = format!("{}/made:1", registry.host());
     let digest = other.ok(&["push", "example.com/made:1", &pushed]);
     assert!(digest.starts_with("sha256:"), "{digest}");
-    hull.ok(&["rmi", "example.com/made:1"]);
-    hull.ok(&["pull", &pushed]);
-    assert_eq!(hull.json(&["inspect", &pushed])["status"]["id"], made.trim());
-    assert!(other.fails(125, &["push", "example.com/made:1", "127.0.0.1:1/x"]).contains("refused"));
+    other.ok(&["rmi", "example.com/made:1"]);
+    assert!(other.run(&["inspect", "example.com/made:1"]).code != 0);
+    other.ok(&["pull", &pushed]);
+    assert_eq!(other.json(&["inspect", &pushed])["status"]["id"], made.trim());
+    assert!(other.fails(125, &["push", &pushed, "127.0.0.1:1/x"]).contains("refused"));
     let error = other.fails(125, &["load", "-i", "/etc/passwd"]);
     assert!(error.contains("archive"), "{error}");
     there.finish().await;
-
-    hull.ok(&["rmp", "--all", "--force"]);
-    here.finish().await;
 }
 
 /// A stopped container has its files still, and so has one whose pod was stopped.

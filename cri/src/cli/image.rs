@@ -9,6 +9,9 @@ use crate::api::hull::PruneImagesRequest;
 
 /// Look after images
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull image prune -a    remove all that no container was made from")]
 pub(super) struct Image {
     #[command(subcommand)]
     command: ImageCommand,

@@ -13,6 +13,10 @@ use super::output::Format;
 
 /// Look after the node: what occupies its disk, whether everything is whole
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hull system check    what this node can, and whether its images are whole
+  hull system df -v    what occupies its disk")]
 pub(super) struct System {
     #[command(subcommand)]
     command: SystemCommand,
