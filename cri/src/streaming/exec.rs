@@ -5,6 +5,7 @@
 //! is left to end it, or to read what it says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hull_agent::protocol::messages::{self, request, response};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,11 @@ use super::pipes;
 use super::status::Outcome;
 use super::terminal_size::SizeReader;
 use crate::runtime::objects::Container;
-use crate::sandbox::{Agent, Slots};
+use crate::sandbox::{Agent, SandboxError, Slots};
+
+/// How often, and for how many times, a terminal that is not there yet is looked for.
+const TERMINAL_PAUSE: Duration = Duration::from_millis(50);
+const TERMINAL_TRIES: u32 = 200;
 
 /// An exec that was asked for.
 #[derive(Debug)]
@@ -112,8 +117,23 @@ pub(super) async fn follow_sizes(
     mut sizes: tokio::sync::mpsc::Receiver<bytes::Bytes>,
 ) {
     let mut reader = SizeReader::default();
-    while let Some(bytes) = sizes.recv().await {
-        let Some(size) = reader.push(&bytes) else { continue };
+    // A command in a machine begins once its streams have arrived there: until then it has no terminal.
+    let mut tries = 0;
+    let mut wanted = None;
+    loop {
+        let bytes = match wanted.is_some() && tries < TERMINAL_TRIES {
+            false => sizes.recv().await,
+            true => tokio::select! {
+                bytes = sizes.recv() => bytes,
+                () = tokio::time::sleep(TERMINAL_PAUSE) => Some(bytes::Bytes::new()),
+            },
+        };
+        let Some(bytes) = bytes else { return };
+        match reader.push(&bytes) {
+            Some(size) => (wanted, tries) = (Some(size), 0),
+            None => tries += 1,
+        }
+        let Some(size) = wanted else { continue };
         let call = messages::ResizeTerminal {
             container_id: container.to_owned(),
             rows: size.height.into(),
@@ -121,8 +141,14 @@ pub(super) async fn follow_sizes(
             exec_request: exec,
         };
         let call = request::Call::ResizeTerminal(call);
-        if let Err(error) = agent.order("resize a terminal", call, Slots::default()).await {
-            tracing::debug!(%error, container, "a terminal keeps its size");
+        match agent.order("resize a terminal", call, Slots::default()).await {
+            Err(SandboxError::Refused { code: messages::error::Code::NotFound, .. })
+                if exec != 0 && tries < TERMINAL_TRIES => {}
+            Ok(()) => wanted = None,
+            Err(error) => {
+                tracing::debug!(%error, container, "a terminal keeps its size");
+                wanted = None;
+            }
         }
     }
 }
