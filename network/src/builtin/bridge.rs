@@ -47,8 +47,7 @@ pub(super) fn ensure(
     if found.is_none() {
         let mut batch = Batch::new();
         batch.add_bridge(name, marks.bridge_mac(), mtu);
-        socket.execute(&batch)?;
-        let mut batch = Batch::new();
+        // In the same datagram: killed between the two, hulld would leave a bridge that it takes for somebody else's.
         batch.set_alias(name, &marks.bridge_alias());
         socket.execute(&batch)?;
     }
