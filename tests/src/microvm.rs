@@ -12,6 +12,20 @@ pub fn by_default() -> bool {
     default_handler() == "microvm"
 }
 
+/// For tests of what is different for machines (docs/operating.md, "microVM pods"): true, with the reason printed, where
+/// pods are machines.
+pub fn excepted(reason: &str) -> bool {
+    if by_default() {
+        println!("not for machines: {reason}");
+    }
+    by_default()
+}
+
+/// Why containers ended whose agent was killed.
+pub fn lost() -> &'static str {
+    if by_default() { "VMMLost" } else { "AgentLost" }
+}
+
 /// Whether this machine can run machines. If not the reason is printed, and in the emulated machine, where it must be
 /// possible, the test fails.
 pub async fn available(daemon: &Daemon) -> bool {

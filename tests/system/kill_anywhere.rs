@@ -493,7 +493,7 @@ impl Ground {
         let status = pod.container(&id).await;
         let truthful = match (status.state(), status.exit_code) {
             (cri::ContainerState::ContainerCreated, _) => matches!(call, AgentCall::Start) && answer.is_err(),
-            (cri::ContainerState::ContainerExited, 255) => status.reason == "AgentLost",
+            (cri::ContainerState::ContainerExited, 255) => status.reason == hull_tests::microvm::lost(),
             (cri::ContainerState::ContainerExited, 137) => true,
             (cri::ContainerState::ContainerExited, 128) => answer.is_err(),
             _ => false,

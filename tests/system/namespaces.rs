@@ -110,6 +110,9 @@ async fn a_debug_container_joins_its_targets_processes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_pod_sees_the_hosts_processes_and_leaves_no_orphan() {
+    if hull_tests::microvm::excepted("hostPID is refused") {
+        return;
+    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let daemon = Daemon::start().await;

@@ -195,6 +195,10 @@ async fn sysctls_are_the_pods_own() {
     .into_iter()
     .enumerate()
     {
+        // A machine's kernel is its own.
+        if number == 0 && hull_tests::microvm::by_default() {
+            continue;
+        }
         let mut config = networked_pod_config(&daemon, &format!("evil{number}"));
         config.linux.as_mut().unwrap().sysctls = [(name.to_owned(), value.to_owned())].into();
         let refused = Pod::try_run(&daemon, config).await.map(|pod| pod.id).expect_err("a refusal");

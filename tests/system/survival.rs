@@ -76,7 +76,7 @@ async fn a_killed_agent_ends_its_pod_and_no_other() {
     })
     .await;
     let status = victim.ended(&doomed).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (255, "AgentLost"));
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, hull_tests::microvm::lost()));
     hull_tests::eventually("its processes are gone", hull_tests::patience(1), async || {
         (!running("sleep\u{0}777")).then_some(())
     })
@@ -129,7 +129,7 @@ async fn an_agent_killed_while_the_daemon_is_away_is_noticed_afterwards() {
     pod.reconnect(&daemon).await;
 
     let status = pod.ended(&id).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (255, "AgentLost"));
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, hull_tests::microvm::lost()));
     assert_eq!(pod.status().await.state, cri::PodSandboxState::SandboxNotready as i32);
     hull_tests::eventually("its process is gone", hull_tests::patience(1), async || {
         (!running("sleep\u{0}778")).then_some(())
