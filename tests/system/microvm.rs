@@ -469,6 +469,13 @@ async fn what_a_machine_cannot_do_is_refused_with_the_reason() {
         let Err(status) = Pod::try_run_by(&daemon, "microvm", config).await else { panic!("{reason}") };
         assert!(status.message().contains(reason), "{status}");
     }
+    let mut config = networked_pod_config(&daemon, "users");
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    let ids = vec![cri::IdMapping { host_id: 300_000, container_id: 0, length: 65_536 }];
+    context.namespace_options.as_mut().unwrap().userns_options =
+        Some(cri::UserNamespace { mode: cri::NamespaceMode::Pod as i32, uids: ids.clone(), gids: ids });
+    let refused = Pod::try_run_by(&daemon, "microvm", config).await;
+    assert!(refused.is_err_and(|status| status.message().contains("hostUsers")));
     let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "refusals")).await;
     let fails =
         async |pod: &mut Pod, number: usize, change: &dyn Fn(&mut cri::ContainerConfig), reason: &str| {

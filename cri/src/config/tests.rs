@@ -98,7 +98,7 @@ fn a_bad_value_is_named_with_its_line_and_the_reason() {
         ("[cgroup]\nparent = \"/a/../..\"", "2:10", "contains \"..\""),
         ("listen = \"tcp://0.0.0.0:1\"", "1:10", "unix sockets only"),
         ("[runtimes]\ndefault = \"vm\"", "2:11", "there is no handler \"vm\"; there is: microvm, process"),
-        ("[runtimes.handlers.process]\nkind = \"process\"\nmachine = {}", "1:20", "has no machine"),
+        ("[runtimes.handlers.process]\nkind = \"process\"\nmachine = {}", "1:11", "has no machine"),
         ("[runtimes.handlers.process]\nkind = \"vm\"", "2:8", "unknown value \"vm\""),
         ("state = \"/var/lib/hull\"", "1:9", "root and state must be different directories"),
         ("[log\nlevel = 1", "1:5", ""),
