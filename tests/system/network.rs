@@ -98,32 +98,79 @@ async fn addresses_are_not_given_twice_across_a_kill() {
     daemon.finish().await;
 }
 
+/// A network of Debian's CNI plugins: bridge, host-local and portmap.
+pub(crate) struct Cni {
+    configurations: tempfile::TempDir,
+    bridge: String,
+    data: std::path::PathBuf,
+}
+
+impl Cni {
+    /// A daemon that waits for a CNI configuration; there is none yet.
+    pub(crate) async fn start() -> (Daemon, Cni) {
+        let configurations = tempfile::tempdir().unwrap();
+        let bridge = format!("cni{}", std::process::id() % 100_000);
+        let network = format!(
+            "mode = \"cni\"\ncni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\"]\n",
+            configurations.path().display()
+        );
+        let daemon = Daemon::start_with(&network, "").await;
+        let data = daemon.path("cni-data");
+        (daemon, Cni { configurations, bridge, data })
+    }
+
+    /// Writes the configuration and waits until the daemon has it.
+    pub(crate) async fn configure(&self, daemon: &Daemon) {
+        self.write(&serde_json::json!([
+            {"type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam":
+                {"type": "host-local", "dataDir": self.data, "ranges": [[{"subnet": "10.242.9.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
+        ]));
+        hull_tests::eventually("the network is ready", hull_tests::patience(10), async || {
+            network_condition(daemon).await.status.then_some(())
+        })
+        .await;
+    }
+
+    fn write(&self, plugins: &serde_json::Value) {
+        let list = serde_json::json!({"cniVersion": "1.0.0", "name": "tests", "plugins": plugins});
+        std::fs::write(self.configurations.path().join("10-tests.conflist"), list.to_string()).unwrap();
+    }
+
+    /// Addresses that are given.
+    pub(crate) fn leases(&self) -> usize {
+        let entries = std::fs::read_dir(self.data.join("tests")).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.")).count()
+    }
+
+    /// Removes what the plugins leave: their bridge and the chains of their rules are theirs to keep.
+    pub(crate) fn clear(&self) {
+        let quietly = |program: &str, arguments: &[&str]| {
+            let _ = Command::new(program).args(arguments).stderr(Stdio::null()).status();
+        };
+        assert!(Command::new("ip").args(["link", "delete", &self.bridge]).status().unwrap().success());
+        for table in ["nat", "filter"] {
+            quietly("iptables", &["-t", table, "-F"]);
+            quietly("iptables", &["-t", table, "-X"]);
+        }
+        for family in ["ip", "ip6"] {
+            for table in ["nat", "filter"] {
+                quietly("nft", &["delete", "table", family, table]);
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cni_plugins_are_used_when_configured() {
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
-    let configurations = tempfile::tempdir().unwrap();
-    let bridge = format!("cni{}", std::process::id() % 100_000);
-    let network = format!(
-        "mode = \"cni\"\ncni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\"]\n",
-        configurations.path().display()
-    );
-    let daemon = Daemon::start_with(&network, "").await;
+    let (daemon, cni) = Cni::start().await;
 
     // Not ready until a configuration is there, with the reason
     let condition = network_condition(&daemon).await;
     assert!(!condition.status && !condition.message.is_empty(), "{condition:?}");
-    let data = daemon.path("cni-data");
-    let list = serde_json::json!({"cniVersion": "1.0.0", "name": "tests", "plugins": [
-        {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "ipam":
-            {"type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.242.9.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-        {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
-    ]});
-    std::fs::write(configurations.path().join("10-tests.conflist"), list.to_string()).unwrap();
-    hull_tests::eventually("the network is ready", hull_tests::patience(10), async || {
-        network_condition(&daemon).await.status.then_some(())
-    })
-    .await;
+    cni.configure(&daemon).await;
 
     daemon.pull(&name).await;
     let mut pod = Pod::run(&daemon, networked_pod_config(&daemon, "cni")).await;
@@ -131,44 +178,25 @@ async fn cni_plugins_are_used_when_configured() {
     let address = pod.status().await.network.unwrap().ip;
     assert!(address.starts_with("10.242.9."), "{address}");
     assert!(pod.shell(&id, "ip addr show eth0").await.contains(&address));
-    let leases = || {
-        std::fs::read_dir(data.join("tests"))
-            .unwrap()
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("10."))
-            .count()
-    };
-    assert_eq!(leases(), 1);
+    assert_eq!(cni.leases(), 1);
     pod.stop().await;
-    assert_eq!(leases(), 0, "DEL gave the address back");
+    assert_eq!(cni.leases(), 0, "DEL gave the address back");
 
     // A plugin that fails: an error with its words, and no address or namespace left
-    let broken = serde_json::json!({"cniVersion": "1.0.0", "name": "tests", "plugins": [
-        {"type": "bridge", "bridge": bridge, "isGateway": true, "ipam":
-            {"type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.242.9.0/24"}]]}},
+    cni.write(&serde_json::json!([
+        {"type": "bridge", "bridge": cni.bridge, "isGateway": true, "ipam":
+            {"type": "host-local", "dataDir": cni.data, "ranges": [[{"subnet": "10.242.9.0/24"}]]}},
         {"type": "no-such-plugin"},
-    ]});
-    std::fs::write(configurations.path().join("10-tests.conflist"), broken.to_string()).unwrap();
+    ]));
     let refused =
         hull_tests::eventually("the broken configuration is in use", hull_tests::patience(10), async || {
             Pod::try_run(&daemon, networked_pod_config(&daemon, "broken")).await.map(|pod| pod.id).err()
         })
         .await;
     assert!(refused.message().contains("no-such-plugin"), "{refused}");
-    assert_eq!(leases(), 0);
+    assert_eq!(cni.leases(), 0);
     daemon.remove_all_pods().await;
-    // The plugin's own bridge is the plugin's: it never removes it
-    assert!(Command::new("ip").args(["link", "delete", &bridge]).status().unwrap().success());
-    for table in ["nat", "filter"] {
-        let _ = Command::new("iptables").args(["-t", table, "-F"]).stderr(Stdio::null()).status();
-        let _ = Command::new("iptables").args(["-t", table, "-X"]).stderr(Stdio::null()).status();
-    }
-    for family in ["ip", "ip6"] {
-        for table in ["nat", "filter"] {
-            let _ =
-                Command::new("nft").args(["delete", "table", family, table]).stderr(Stdio::null()).status();
-        }
-    }
+    cni.clear();
     daemon.finish().await;
 }
 
@@ -185,7 +213,7 @@ async fn network_condition(daemon: &Daemon) -> cri::RuntimeCondition {
 }
 
 /// What an HTTP server answers, or the reason why it does not.
-fn get(host: &str, address: &str, port: u16) -> String {
+pub(crate) fn get(host: &str, address: &str, port: u16) -> String {
     use std::io::{Read, Write};
     let attempt = || -> std::io::Result<String> {
         let target = format!("{address}:{port}").parse().map_err(std::io::Error::other)?;
