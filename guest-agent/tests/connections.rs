@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::{Client, Pod, is_alive, until};
 use hull_agent::protocol::messages::{
-    Message, ResizeTerminal, Response, SetLog, State, StopSandbox, message::Body, request::Call,
+    Message, ResizeTerminal, Response, SetLog, State, StateReport, StopSandbox, message::Body, request::Call,
+    response::Outcome,
 };
 use hull_agent::protocol::{encode, exit_record};
 
@@ -57,12 +59,44 @@ fn an_older_connection_still_gets_its_answers_and_the_newest_the_events() {
     };
     let mut newer = pod.connect();
     newer.state();
-    let hull_agent::protocol::messages::response::Outcome::ExecEnded(ended) = pod.client.response(number)
-    else {
-        panic!()
-    };
+    let Outcome::ExecEnded(ended) = pod.client.response(number) else { panic!() };
     assert_eq!(ended.exit_code, 6);
     assert_eq!(newer.exited("target").exit_code, 2);
+    pod.stop();
+}
+
+#[test]
+fn what_a_dead_caller_still_had_queued_starts_nothing_after_its_successor_knows_the_state() {
+    let mut pod = Pod::new();
+    let agent = rustix::process::Pid::from_raw(pod.agent_pid).unwrap();
+    let signal = |signal| rustix::process::kill_process(agent, signal).unwrap();
+    // Given starts that wait in the socket of a hulld that is killed, and the question of the one after it
+    signal(rustix::process::Signal::STOP);
+    for number in 0..8 {
+        pod.send_start(&format!("queued-{number}"), "sleep 1000");
+    }
+    let mut successor = pod.connect();
+    let asked = successor.send(Some(Call::State(State {})), &[]);
+    let (gone, _) = UnixStream::pair().unwrap();
+    pod.client = Client::new(gone);
+    signal(rustix::process::Signal::CONT);
+
+    // When it is answered
+    let Outcome::State(told) = successor.response(asked) else { panic!() };
+    let ids = |state: &StateReport| -> BTreeSet<String> {
+        state.containers.iter().map(|container| container.id.clone()).collect()
+    };
+
+    // Then nothing starts that it was not told of: each of these questions is another turn of the event loop
+    for _ in 0..50 {
+        assert_eq!(ids(&successor.state()), ids(&told));
+    }
+    // And it can start what it finds not started
+    pod.client = successor;
+    if !ids(&told).contains("queued-7") {
+        pod.run("queued-7", "exit 4");
+        assert_eq!(pod.client.exited("queued-7").exit_code, 4);
+    }
     pod.stop();
 }
 
@@ -97,11 +131,12 @@ fn a_peer_that_does_not_read_does_not_stop_the_agent() {
     for _ in 0..2000 {
         deaf.send(Some(Call::State(State {})), &[]);
     }
+    // It asked for the state, so what starts comes from a newer one.
+    reconnect(&mut pod);
     pod.run("fine", "exit 0");
     until("it has ended", || pod.path("state/exit-fine").exists());
     assert!(start.elapsed() < Duration::from_secs(10));
     drop(deaf);
-    reconnect(&mut pod);
     pod.stop();
 }
 

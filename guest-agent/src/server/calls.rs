@@ -40,6 +40,9 @@ impl Server {
             Some(Call::StartContainer(_) | Call::Exec(_)) if self.stopping.is_some() => {
                 Err(CallError::precondition("the pod is being stopped"))
             }
+            Some(Call::StartContainer(_) | Call::Exec(_)) if self.connections.is_superseded(connection) => {
+                Err(CallError::precondition("a newer connection has taken the pod over"))
+            }
             Some(Call::StartContainer(spec)) => {
                 let answer = self.start_container(&spec, slots).map(Outcome::ContainerStarted);
                 started = Some(spec.id);
@@ -52,7 +55,10 @@ impl Server {
             Some(Call::Signal(call)) => self.signal(&call).map(done),
             Some(Call::UpdateResources(call)) => self.update_resources(&call).map(done),
             Some(Call::SetLog(call)) => self.set_log(&call, slots).map(done),
-            Some(Call::State(_)) => Ok(Outcome::State(self.state())),
+            Some(Call::State(_)) => {
+                self.connections.supersede_older(connection);
+                Ok(Outcome::State(self.state()))
+            }
             Some(Call::Forget(call)) => self.forget(&call).map(done),
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
             Some(Call::Attach(call)) => self.attach(&call, slots).map(done),

@@ -36,6 +36,8 @@ struct Connection {
     /// The event loop waits for it to become writable.
     waits_to_write: bool,
     closed: bool,
+    /// A newer connection has been told what there is: what this one still asks for must not change it.
+    superseded: bool,
 }
 
 impl Connection {
@@ -98,6 +100,7 @@ impl Connections {
             armed: false,
             waits_to_write: false,
             closed: false,
+            superseded: false,
         });
         serial
     }
@@ -118,6 +121,18 @@ impl Connections {
 
     fn get(&mut self, serial: u32) -> Option<&mut Connection> {
         self.open.iter_mut().find(|connection| connection.serial == serial && !connection.closed)
+    }
+
+    /// The peer of this connection is about to be told what there is, and goes by that: older connections start
+    /// nothing any more. What a hulld that was killed still had in its socket would otherwise come after the answer.
+    pub(super) fn supersede_older(&mut self, serial: u32) {
+        let older = self.open.iter_mut().take_while(|connection| connection.serial != serial);
+        older.for_each(|connection| connection.superseded = true);
+    }
+
+    /// Whether a newer connection has been told what there is.
+    pub(super) fn is_superseded(&self, serial: u32) -> bool {
+        self.open.iter().any(|connection| connection.serial == serial && connection.superseded)
     }
 
     /// Answers a request; if its connection has gone, nobody waits for the answer.

@@ -263,13 +263,24 @@ impl Pod {
     }
 
     pub fn try_start(&mut self, spec: StartContainer) -> Outcome {
+        let number = self.send_spec(spec);
+        self.client.response(number)
+    }
+
+    /// Asks for a container and does not wait for the answer; the request's number.
+    pub fn send_start(&mut self, id: &str, script: &str) -> u64 {
+        let spec = self.container(id, script);
+        self.send_spec(spec)
+    }
+
+    fn send_spec(&mut self, spec: StartContainer) -> u64 {
         let writable = self.path(&format!("{}-writable", spec.id));
-        fs::create_dir(&writable).unwrap();
+        fs::create_dir_all(&writable).unwrap();
         let writable = clone_tree(&writable);
         let log = self.open_log(&format!("{}.log", spec.id));
         // A launch uses its trees up.
         let tree = clone_tree(&self.path("rootfs"));
-        self.client.call(Call::StartContainer(spec), &[tree.as_fd(), writable.as_fd(), log.as_fd()])
+        self.client.send(Some(Call::StartContainer(spec)), &[tree.as_fd(), writable.as_fd(), log.as_fd()])
     }
 
     pub fn start(&mut self, spec: StartContainer) -> i32 {
