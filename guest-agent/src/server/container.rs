@@ -117,7 +117,21 @@ impl Container {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let ending = if let Phase::Ending { deadline, .. } = &self.phase { Some(*deadline) } else { None };
         let oom = self.oom.as_ref().and_then(|oom| oom.look_again).map(|(when, _)| when);
-        ending.into_iter().chain(oom).min()
+        ending
+            .into_iter()
+            .chain(oom)
+            .chain(self.held_until(Stream::Stdout))
+            .chain(self.held_until(Stream::Stderr))
+            .min()
+    }
+
+    /// Until when one of its outputs waits for somebody attached, if it does.
+    fn held_until(&self, stream: Stream) -> Option<Instant> {
+        let output = match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        };
+        output.as_ref().and_then(OutputStream::deadline)
     }
 
     /// Closes what only a container with output or input needs, once it has ended and nobody writes any more.
@@ -227,6 +241,18 @@ impl Server {
         }
         if ended && container.stdout.is_none() && container.stderr.is_none() {
             self.output_ended(serial);
+        }
+    }
+
+    /// Lets go of attached callers for whom an output was held up long enough.
+    pub(super) fn release_held_outputs(&mut self, now: Instant) {
+        for index in 0..self.containers.len() {
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let container = &self.containers[index];
+                if container.held_until(stream).is_some_and(|until| until <= now) {
+                    self.output_ready(container.serial, stream);
+                }
+            }
         }
     }
 

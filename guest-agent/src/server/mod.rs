@@ -149,6 +149,7 @@ impl Server {
 
     fn check_deadlines(&mut self, now: Instant) {
         self.check_execs(now);
+        self.release_held_outputs(now);
         self.report_overdue_ends(now);
         self.look_again_for_oom(now);
         self.check_guest(now);

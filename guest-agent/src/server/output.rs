@@ -58,6 +58,13 @@ pub(super) fn watch(container: &mut Container, stream: Stream, poll: &Poll) -> i
     let source = Source::Output(container.serial, stream);
     let Some(output) = container.stream(stream) else { return Ok(()) };
     let (wanted, had) = (output.interest(), output.watched);
+    for pipe in output.stuck_taps() {
+        // Once each time: a reader that has gone would wake the loop over and over.
+        let once = EventFlags::OUT | EventFlags::ONESHOT;
+        if poll.change(&pipe, source, once).is_err() {
+            poll.add_for(&pipe, source, once)?;
+        }
+    }
     if wanted == had {
         return Ok(());
     }

@@ -6,6 +6,7 @@ mod log_file;
 mod one_way;
 mod output;
 mod relay;
+mod tap;
 mod timestamp;
 
 pub use forward::{Forward, SinkInterest};

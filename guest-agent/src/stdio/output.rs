@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::forward::{Forward, SinkInterest};
 use super::line::{Lines, Stream};
 use super::log_file::{BATCH, Batch, LogFile};
+use super::tap::{Fed, Tap};
 use super::timestamp;
 
 /// What one read takes: as much as a pipe holds.
@@ -53,7 +54,7 @@ pub struct OutputStream {
     late: Vec<u32>,
     /// Who logs it, if not the agent.
     forward: Option<Forward>,
-    /// Everybody who could write has closed it, and the forward has not got everything yet.
+    /// Everybody who could write has closed it, and somebody has not got everything yet.
     source_ended: bool,
     /// What the event loop watches now; the loop's own note.
     pub(crate) watched: OutputInterest,
@@ -66,13 +67,8 @@ pub struct OutputInterest {
     pub source: bool,
     /// What is to come from whom the output is forwarded to.
     pub sink: SinkInterest,
-}
-
-/// Somebody who reads along.
-#[derive(Debug)]
-struct Tap {
-    number: u32,
-    pipe: OwnedFd,
+    /// Somebody who reads along is to take more: see [`OutputStream::stuck_taps`].
+    pub taps: bool,
 }
 
 impl OutputStream {
@@ -103,20 +99,32 @@ impl OutputStream {
     /// What has to happen before there is something to do again.
     pub fn interest(&self) -> OutputInterest {
         let sink = self.forward.as_ref().map_or(SinkInterest::None, Forward::interest);
-        OutputInterest { source: !self.source_ended && sink != SinkInterest::Write, sink }
+        let taps = self.deadline().is_some();
+        OutputInterest { source: !self.source_ended && sink != SinkInterest::Write && !taps, sink, taps }
     }
 
     /// Whether somebody has not taken all that was read.
     pub fn waits_for_sink(&self) -> bool {
-        self.interest().sink != SinkInterest::None
+        self.interest().sink != SinkInterest::None || self.deadline().is_some()
     }
 
-    /// Gives what comes from now on to `pipe` as well. A pipe that does not take a piece whole is let go, with what it
-    /// has taken: see [`Self::take_late`].
+    /// Gives what comes from now on to `pipe` as well. While it takes nothing nothing more is read; after [`HOLD`] it is
+    /// let go, with what it has taken: see [`Self::take_late`].
+    ///
+    /// [`HOLD`]: super::tap::HOLD
     pub fn tap(&mut self, number: u32, pipe: OwnedFd) -> io::Result<()> {
-        rustix::io::ioctl_fionbio(&pipe, true)?;
-        self.taps.push(Tap { number, pipe });
+        self.taps.push(Tap::new(number, pipe)?);
         Ok(())
+    }
+
+    /// The pipes of those who have to take something before more is read.
+    pub fn stuck_taps(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.taps.iter().filter(|tap| tap.deadline().is_some()).map(|tap| tap.pipe.as_fd())
+    }
+
+    /// When somebody who reads along is let go unless they take something before.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.taps.iter().filter_map(Tap::deadline).min()
     }
 
     /// How many read along.
@@ -136,12 +144,7 @@ impl OutputStream {
 
     /// Lets go of those whose reader has gone.
     pub fn forget_gone_taps(&mut self) {
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        self.taps.retain(|tap| {
-            let mut look = [PollFd::new(&tap.pipe, PollFlags::empty())];
-            let looked = rustix::event::poll(&mut look, Some(&now));
-            looked.is_err() || !look[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
-        });
+        self.taps.retain(|tap| !tap.is_gone());
     }
 
     /// Those that were let go because they were too slow, since this was last asked.
@@ -149,20 +152,29 @@ impl OutputStream {
         std::mem::take(&mut self.late)
     }
 
-    fn feed_taps(taps: &mut Vec<Tap>, late: &mut Vec<u32>, bytes: &[u8]) {
-        taps.retain(|tap| match rustix::io::write(&tap.pipe, bytes) {
-            Ok(length) if length == bytes.len() => true,
-            // The reader has gone.
-            Err(Errno::PIPE) => false,
-            _ => {
+    fn feed_taps(taps: &mut Vec<Tap>, late: &mut Vec<u32>, feed: impl Fn(&mut Tap) -> Fed) {
+        taps.retain_mut(|tap| {
+            let fed = feed(tap);
+            if fed == Fed::Late {
                 late.push(tap.number);
-                false
             }
+            fed == Fed::Kept
         });
+    }
+
+    /// Whether everybody who reads along has everything, after another attempt to send what waits.
+    fn taps_take_more(&mut self, now: Instant) -> bool {
+        if self.deadline().is_some() {
+            Self::feed_taps(&mut self.taps, &mut self.late, |tap| tap.step(now));
+        }
+        self.deadline().is_none()
     }
 
     /// Reads one chunk and logs it.
     pub fn pump(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Progress {
+        if !self.taps_take_more(Instant::now()) {
+            return Progress::Open;
+        }
         self.read_once(log, buffers).map_or(Progress::Ended, |_| Progress::Open)
     }
 
@@ -188,15 +200,14 @@ impl OutputStream {
         batch.flush();
     }
 
-    /// Number of bytes, 0 if there is nothing now, `None` at the end.
+    /// Number of bytes, 0 if there is nothing now, `None` at the end. Does not wait for those who read along, but for
+    /// their having everything at the end.
     fn read_once(&mut self, log: &mut LogFile, buffers: &mut Buffers) -> Option<usize> {
-        if let Some(forward) = &mut self.forward {
-            if self.source_ended {
-                return if forward.is_done() { None } else { Some(0) };
-            }
-            if !forward.takes_more() {
-                return Some(0);
-            }
+        if self.source_ended {
+            return self.rest();
+        }
+        if self.forward.as_mut().is_some_and(|forward| !forward.takes_more()) {
+            return Some(0);
         }
         let length = match rustix::io::read(&self.source, &mut *buffers.chunk) {
             Ok(0) => None,
@@ -205,33 +216,38 @@ impl OutputStream {
             // A terminal says EIO when its last user is gone.
             Err(_) => None,
         };
-        if let Some(length) = length.filter(|_| !self.taps.is_empty()) {
-            Self::feed_taps(&mut self.taps, &mut self.late, &buffers.chunk[..length]);
-        }
-        if let Some(forward) = &mut self.forward {
-            match length {
-                Some(length) => forward.push(&buffers.chunk[..length]),
-                None => {
-                    self.source_ended = true;
-                    forward.end();
-                    return if forward.is_done() { None } else { Some(0) };
-                }
+        let Some(length) = length else {
+            self.source_ended = true;
+            match &mut self.forward {
+                Some(forward) => forward.end(),
+                None if log.is_open() => self.flush(log, buffers),
+                None => {}
             }
-            return length;
+            return self.rest();
+        };
+        let bytes = &buffers.chunk[..length];
+        if !self.taps.is_empty() {
+            let now = Instant::now();
+            Self::feed_taps(&mut self.taps, &mut self.late, |tap| tap.push(bytes, now));
         }
-        if !log.is_open() {
-            return length;
-        }
-        match length {
-            None => self.flush(log, buffers),
-            Some(length) => {
+        match &mut self.forward {
+            Some(forward) => forward.push(bytes),
+            None if log.is_open() => {
                 let time = timestamp::rfc3339(timestamp::now());
                 let mut batch = Batch { buffer: &mut buffers.batch, file: log };
-                self.lines.push(&buffers.chunk[..length], &time, &mut batch);
+                self.lines.push(bytes, &time, &mut batch);
                 batch.flush();
             }
+            None => {}
         }
-        length
+        Some(length)
+    }
+
+    /// The end, once everybody has everything; 0 before.
+    fn rest(&mut self) -> Option<usize> {
+        let taken = self.taps_take_more(Instant::now());
+        let forwarded = self.forward.as_mut().is_none_or(Forward::is_done);
+        if taken && forwarded { None } else { Some(0) }
     }
 }
 
@@ -308,16 +324,51 @@ mod tests {
         }
         case.stream.forget_gone_taps();
         assert_eq!(case.stream.taps(), 2);
-        for round in 0..3_u8 {
-            case.writer.write_all(&[round; 60_000]).unwrap();
-            case.stream.drain(&mut case.log, &mut case.buffers);
+        let mut round = |case: &mut Case, byte: u8| {
+            case.writer.write_all(&[byte; 60_000]).unwrap();
+            case.stream.pump(&mut case.log, &mut case.buffers);
             let mut seen = vec![0; 60_000];
             reader.read_exact(&mut seen).unwrap();
-            assert_eq!(seen, [round; 60_000]);
-        }
+            assert_eq!(seen, [byte; 60_000]);
+        };
+        round(&mut case, 0);
+        round(&mut case, 1);
+        // The second of them did not fit the pipe of the one that reads nothing: the container waits for it, for a while
+        assert!(!case.stream.interest().source && case.stream.interest().taps);
+        case.writer.write_all(b"held").unwrap();
+        case.stream.pump(&mut case.log, &mut case.buffers);
+        assert_eq!(rustix::io::ioctl_fionread(&case.stream).unwrap(), 4);
+        let deadline = case.stream.deadline().unwrap();
+        assert!(!case.stream.taps_take_more(deadline - std::time::Duration::from_millis(1)));
+        assert!(case.stream.taps_take_more(deadline) && case.stream.interest().source);
         assert_eq!((case.stream.taps(), case.stream.take_late()), (1, vec![1]));
+        case.stream.pump(&mut case.log, &mut case.buffers);
+        reader.read_exact(&mut [0; 4]).unwrap();
         case.stream.forget_taps();
         assert_eq!(reader.read(&mut [0]).unwrap(), 0, "its end tells");
+    }
+
+    #[test]
+    fn a_reader_along_that_comes_late_misses_nothing_of_a_container_that_has_ended() {
+        let mut case = case();
+        let (reader, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        case.stream.tap(1, pipe).unwrap();
+        case.writer.write_all(&[b'x'; 60_000]).unwrap();
+        case.stream.pump(&mut case.log, &mut case.buffers);
+        case.writer.write_all(&[b'y'; 60_000]).unwrap();
+        drop(std::mem::replace(&mut case.writer, tempfile::tempfile().unwrap()));
+        // Its end does not wait for the reader: all is logged now. What comes of the stream does.
+        assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Open);
+        assert_eq!(case.contents().concat().matches('y').count(), 60_000);
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Open);
+        let mut reader = File::from(reader);
+        let mut seen = vec![0; 60_000];
+        reader.read_exact(&mut seen).unwrap();
+        assert_eq!(case.stream.pump(&mut case.log, &mut case.buffers), Progress::Ended);
+        drop(case.stream);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, [b'y'; 60_000]);
     }
 
     #[test]
@@ -328,7 +379,10 @@ mod tests {
         case.writer.write_all(b"one\ntwo").unwrap();
         drop(std::mem::replace(&mut case.writer, tempfile::tempfile().unwrap()));
         assert_eq!(case.stream.drain(&mut case.log, &mut case.buffers), Progress::Open);
-        assert_eq!(case.stream.interest(), OutputInterest { source: false, sink: SinkInterest::Read });
+        assert_eq!(
+            case.stream.interest(),
+            OutputInterest { source: false, sink: SinkInterest::Read, taps: false }
+        );
         let mut text = String::new();
         peer.read_to_string(&mut text).unwrap();
         assert_eq!(text, "first one\ntwo");
