@@ -74,13 +74,16 @@ impl Runtime {
             }
             pod.set_agent(None);
         }
-        self.clear(pod).await?;
+        let cleared = self.clear(pod).await;
         self.note_exit_records(pod);
-        self.end_all(pod, KILLED, &Obituary::of("Error", "the container was killed with its pod"));
-        if pod.phase() == PodPhase::Ready {
-            // Should the network refuse below, nobody must take the pod for one that works.
-            pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
+        if cleared.is_err() {
+            // What is left of it has no agent any more: until it is tried again, nobody must take it for a pod that works.
+            self.mark_lost(pod);
         }
+        cleared?;
+        self.end_all(pod, KILLED, &Obituary::of("Error", "the container was killed with its pod"));
+        // Should the network refuse below, the same.
+        self.mark_lost(pod);
         if pod.with_record(|record| record.network_held) {
             let (config, hostname) = pod
                 .with_record(|record| (record.config.clone().unwrap_or_default(), record.hostname.clone()));
@@ -89,6 +92,12 @@ impl Runtime {
             pod.change(&self.store, |record| record.network_held = false);
         }
         self.remove_tree(self.pod_directory(pod.id())).await
+    }
+
+    fn mark_lost(&self, pod: &Pod) {
+        if pod.phase() == PodPhase::Ready {
+            pod.change(&self.store, |record| record.set_phase(PodPhase::Lost));
+        }
     }
 
     /// Removes a directory of hull's own with all in it; a missing one is fine.
