@@ -106,6 +106,54 @@ async fn a_container_becomes_an_image_that_runs_elsewhere() {
     there.finish().await;
 }
 
+/// The same of a container whose files only a machine's own kernel reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_in_a_machine_becomes_an_image_that_runs_elsewhere() {
+    let daemon = Daemon::start().await;
+    if !hull_tests::microvm::available(&daemon).await {
+        return daemon.finish().await;
+    }
+    let registry = Registry::start();
+    let name = registry.push("team/app", "1", &image::busybox());
+    let hull = Hull::of(&daemon);
+    hull.ok(&["pull", &name]);
+    let script = "echo made here > /etc/made; rm /etc/group; mkdir -p /data/a; chown 1000:2000 /data/a; \
+                  ln /etc/made /data/linked; i=0; while true; do echo $i > /counter; i=$((i+1)); done";
+    hull.ok(&["run", "-d", "--runtime", "microvm", "--name", "maker", &name, "sh", "-c", script]);
+    hull.ok(&["exec", "maker", "sh", "-c", "until [ -e /counter ]; do sleep 0.01; done"]);
+
+    // What it changed, and all its files
+    let diff = hull.ok(&["diff", "maker"]);
+    let lines: Vec<&str> = diff.lines().collect();
+    for line in ["C /etc", "A /etc/made", "D /etc/group", "A /data/a", "A /data/linked"] {
+        assert!(lines.contains(&line), "{line} in {diff}");
+    }
+    let export = hull.command(&["export", "maker"]).output().unwrap();
+    assert!(export.status.success(), "{export:?}");
+    let names = listing(&export.stdout);
+    for name in ["bin/busybox", "etc/made", "data/linked", "etc/passwd"] {
+        assert!(names.iter().any(|listed| listed == name), "{name} in {names:?}");
+    }
+    assert!(!names.iter().any(|name| name == "etc/group" || name.starts_with("proc/1")), "{names:?}");
+
+    // As an image, which is a process pod's as well, while it runs on
+    hull.ok(&["commit", "maker", "made:1"]);
+    let before = hull.ok(&["exec", "maker", "cat", "/counter"]);
+    let changed = format!("while [ \"$(cat /counter)\" = {} ]; do sleep 0.01; done", before.trim());
+    hull.ok(&["exec", "maker", "sh", "-c", &changed]);
+    let inside = "cat /etc/made; stat -c '%u:%g' /data/a; ls /etc/group; stat -c %h /etc/made";
+    let said = hull.run(&["run", "--rm", "made:1", "sh", "-c", inside]);
+    assert_eq!(said.out, "made here\n1000:2000\n2\n", "{said:?}");
+
+    // A machine that ends takes its files along
+    hull.ok(&["stopp", "maker"]);
+    let error = hull.fails(125, &["commit", "maker"]);
+    assert!(error.contains("gone with the pod's machine"), "{error}");
+    assert!(hull.ok(&["system", "check"]).contains("all is well"));
+    hull.ok(&["rmp", "--all", "--force"]);
+    daemon.finish().await;
+}
+
 /// A stopped container has its files still, and so has one whose pod was stopped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_container_can_become_an_image() {

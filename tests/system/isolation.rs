@@ -106,8 +106,11 @@ async fn a_container_sees_only_what_it_should() {
     }
     assert!(!mounts.contains("shared:"), "a mount of the container is shared:\n{mounts}");
 
-    // Namespaces: all its own but the time and user namespaces
-    for kind in ["pid", "mnt", "ipc", "uts", "net", "cgroup"] {
+    // Namespaces: all its own but the time and user namespaces. Those of a machine, whose network is its only pod's, are
+    // numbered by another kernel.
+    let all = ["pid", "mnt", "ipc", "uts", "cgroup", "net"];
+    let own_kernel = hull_tests::microvm::excepted("the machine's first network namespace is the pod's");
+    for kind in all.iter().take(if own_kernel { 5 } else { 6 }) {
         let own = pod.shell(&id, &format!("readlink /proc/self/ns/{kind}")).await;
         let host = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
         assert_ne!(own.trim(), host.to_str().unwrap(), "{kind} namespace is the host's");

@@ -16,6 +16,7 @@ mod user_namespace;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -190,6 +191,19 @@ pub trait Launcher: Debug + Send + Sync {
     /// A container has ended, and nobody has been told of it yet. Takes some seconds at most.
     fn ended<'a>(&'a self, _place: &'a Place, _container: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async {})
+    }
+
+    /// Writes the writable layer of a container that was started to the pipe, as a layer of an image, however long it
+    /// takes; with `pause` the container stands still meanwhile. For launchers whose containers' files are not below
+    /// hull's root.
+    fn archive<'a>(
+        &'a self,
+        _place: &'a Place,
+        _container: &'a str,
+        _pause: bool,
+        _to: OwnedFd,
+    ) -> BoxFuture<'a, Result<messages::Archived, SandboxError>> {
+        Box::pin(async { Err(SandboxError::Source("the container's files are on this machine".into())) })
     }
 
     /// Gives up what a container had from outside; its agent has forgotten it, or is gone.

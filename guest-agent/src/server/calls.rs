@@ -52,6 +52,10 @@ impl Server {
                 Ok(()) => return,
                 Err(error) => Err(error),
             },
+            Some(Call::Archive(call)) => match self.start_archive(connection, id, &call, slots) {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
             Some(Call::Signal(call)) => self.signal(&call).map(done),
             Some(Call::UpdateResources(call)) => self.update_resources(&call).map(done),
             Some(Call::SetLog(call)) => self.set_log(&call, slots).map(done),

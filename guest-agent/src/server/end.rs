@@ -52,6 +52,10 @@ impl Server {
                 self.execs[index].running().and_then(|(_, pidfd)| process::try_wait(pidfd).ok().flatten());
             return ended.map(|ended| self.exec_ended(index, ended)).is_some();
         }
+        if self.is_archiving(pid) {
+            let ended = process::try_wait_pid(pid).ok().flatten();
+            return ended.map(|_| self.archive_ended(pid)).is_some();
+        }
         if self.pod.reaper.as_ref().is_some_and(|reaper| reaper.pid == pid) {
             self.pod.reaper = None;
             if self.stopping.is_none() {

@@ -20,7 +20,7 @@ const MAX_LOG: usize = 512;
 ///
 /// File-backed mounts need Linux 6.12 and a file system below that can back them; where the kernel says ENOTBLK (tmpfs,
 /// overlayfs, older kernels) a read-only loop device stands between, which goes with the last mount.
-pub(super) fn mount(source: &LayerSource) -> Result<OwnedFd, MountError> {
+pub(crate) fn mount(source: &LayerSource) -> Result<OwnedFd, MountError> {
     // Opened first for a clear error, and because a loop device takes a descriptor.
     let file = File::open(&source.path).map_err(|error| MountError::Open {
         layer: source.layer.clone(),

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::layer::LayerId;
 
+pub(crate) use erofs::mount;
 pub use error::MountError;
 
 use namespace::Pin;

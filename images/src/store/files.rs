@@ -203,6 +203,11 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
+    /// Where it is until it has its final name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its final name.
     pub(super) fn publish(&mut self, id: &LayerId) -> Result<(), StoreError> {
         let path = self.files.layer(id);

@@ -1,6 +1,7 @@
 //! A container becomes an image: its writable layer as one more layer, its configuration changed by what was asked for.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::digest::Digest;
 use crate::image::{ConfigError, Image, ImageConfig, MAX_LAYERS};
 use crate::layer::LayerError;
+use crate::mounts::MountError;
 use crate::reference::Reference;
 
 use super::ImageStore;
@@ -77,9 +79,22 @@ pub enum NewImageError {
     /// The store cannot keep it.
     #[error("cannot store the new image: {0}")]
     Store(#[from] StoreError),
+    /// The layer's tree cannot be had.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
 impl ImageStore {
+    /// The tree of an archive that is nobody's layer, as a detached read-only mount: the archive is converted into a file
+    /// that lasts as long as the mount. Whiteouts are overlayfs' marks in it. Blocking.
+    pub fn archive_tree(&self, archive: impl Read) -> Result<OwnedFd, NewImageError> {
+        let staged = self.stage_archive(archive).map_err(|error| match error {
+            StageError::Content(error) => NewImageError::Layer(Box::new(error)),
+            StageError::Store(error) => NewImageError::Store(error),
+        })?;
+        Ok(staged.tree()?)
+    }
+
     /// Makes an image of `base` (an image's id) and one more layer, the archive that `layer` gives, and names it, if
     /// `name` does. Blocking.
     pub fn make_image(

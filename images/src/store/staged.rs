@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::layer::{self, BlobExpectation, Converted, LayerError, LayerId, Limits, Target};
+use crate::mounts::{self, LayerSource, MountError};
 
 use super::ImageStore;
 use super::error::StoreError;
@@ -83,6 +85,12 @@ pub(super) struct Staged {
 }
 
 impl Staged {
+    /// A mount of the file, attached nowhere; the file lasts as long as its last user.
+    pub(super) fn tree(&self) -> Result<OwnedFd, MountError> {
+        let path = self.file.lock().unwrap_or_else(PoisonError::into_inner).path().to_owned();
+        mounts::mount(&LayerSource { layer: self.layer.clone(), path })
+    }
+
     /// Gives the file its final name. The caller holds the writer lock and has seen that the index lacks the layer.
     pub(super) fn publish(&self) -> Result<(), StoreError> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).publish(&self.layer)

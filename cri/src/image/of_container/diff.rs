@@ -1,5 +1,3 @@
-use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -21,17 +19,14 @@ impl Runtime {
         self: &Arc<Self>,
         request: &ContainerRequest,
     ) -> Result<impl Stream<Item = std::result::Result<Difference, Status>> + Send + use<>> {
-        let (container, upper) = self.files_of(&request.container)?;
+        let (container, place) = self.files_of(&request.container)?;
         let runtime = Arc::clone(self);
         let (sender, receiver) = mpsc::channel(64);
         tokio::task::spawn_blocking(move || {
             let compare = || -> Result<()> {
-                let upper = match File::open(&upper) {
-                    Ok(upper) => upper,
-                    // It never ran.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    Err(error) => return Err(apart(&container, &error)),
-                };
+                // A container that never ran has changed nothing.
+                let Some(upper) = runtime.upper(&container, &place)? else { return Ok(()) };
+                let upper = upper.root().map_err(|error| apart(&container, &error))?;
                 let trees = runtime.layers_of(&container)?;
                 let listed = with_merged(&trees, None, &runtime.config().state, |image| {
                     list_upper(upper.as_fd(), |name| {

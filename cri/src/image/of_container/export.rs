@@ -8,6 +8,7 @@ use hull_archive::{ArchiveError, Options, write_tree};
 use hull_images::LayerId;
 use tonic::Status;
 
+use super::Upper;
 use super::merged::with_merged;
 use crate::api::hull::{Chunk, ContainerRequest};
 use crate::image::files::chunks;
@@ -20,12 +21,19 @@ impl Runtime {
         self: &Arc<Self>,
         request: &ContainerRequest,
     ) -> Result<BoxStream<'static, std::result::Result<Chunk, Status>>> {
-        let (container, upper) = self.files_of(&request.container)?;
+        let (container, place) = self.files_of(&request.container)?;
         let runtime = Arc::clone(self);
         let stream = chunks(move |out: &mut (dyn Write + Send)| {
-            let trees = runtime.layers_of(&container)?;
+            let mut trees = runtime.layers_of(&container)?;
             // A container that never ran has changed nothing.
-            let upper = upper.exists().then_some(upper);
+            let upper = match runtime.upper(&container, &place)? {
+                Some(Upper::Mount(mount)) => {
+                    trees.push(mount);
+                    None
+                }
+                Some(Upper::Directory(upper)) => Some(upper),
+                None => None,
+            };
             let written = with_merged(&trees, upper.as_deref(), &runtime.config().state, |root| {
                 write_tree(root.as_fd(), out, &Options::default())
             });

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use hull_sys::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use hull_sys::namespace::{Namespaces, unshare, unshare_filesystem_attributes};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 /// Runs `work` with the root of what `layers` (detached trees, lowest first) give together, and `upper` on top of them.
@@ -53,7 +53,24 @@ fn mounted(layers: &[OwnedFd], upper: Option<&Path>, place: &Path) -> io::Result
     File::open("root")
 }
 
-/// Whether the tree has something at this path, links not followed.
+/// Whether the tree has something at this path. No link on the way is followed: what is behind one is elsewhere.
 pub(super) fn exists(root: &File, path: &[u8]) -> bool {
-    rustix::fs::statat(root.as_fd(), path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(root.as_fd(), path, flags, Mode::empty(), resolve).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_behind_a_link_of_the_image_is_not_in_the_image() {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", directory.path().join("elsewhere")).unwrap();
+        std::fs::create_dir(directory.path().join("here")).unwrap();
+        let root = File::open(directory.path()).unwrap();
+        assert!(exists(&root, b"here") && exists(&root, b"elsewhere"));
+        assert!(!exists(&root, b"elsewhere/passwd") && !exists(&root, b"here/../../etc"));
+    }
 }

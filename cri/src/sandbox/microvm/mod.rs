@@ -30,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -330,6 +331,26 @@ impl Launcher for MicrovmLauncher {
                     tracing::warn!(container, %error, "a container's termination message is lost");
                 }
                 Err(_) => tracing::warn!(container, "a container's termination message was not read in time"),
+            }
+        })
+    }
+
+    fn archive<'a>(
+        &'a self,
+        place: &'a Place,
+        container: &'a str,
+        pause: bool,
+        to: OwnedFd,
+    ) -> BoxFuture<'a, Result<messages::Archived, SandboxError>> {
+        Box::pin(async move {
+            let gone = |_| SandboxError::Unsupported("its files have gone with the pod's machine".into());
+            let machine = self.0.machine(place).map_err(gone)?;
+            let mut slots = Slots::default();
+            let call =
+                messages::Archive { container_id: container.to_owned(), slot: slots.output(to), pause };
+            match machine.agent.call(request::Call::Archive(call), slots).await? {
+                messages::response::Outcome::Archived(archived) => Ok(archived),
+                _ => Err(SandboxError::Unexpected("the archive of a container")),
             }
         })
     }

@@ -1,6 +1,7 @@
 //! The server's part in a guest: connections that say what they are, requests that wait for their streams, and the
 //! calls that only a guest knows.
 
+mod archive;
 mod birth;
 mod calls;
 mod relays;
@@ -20,6 +21,7 @@ use crate::guest::volumes::Volumes;
 use crate::guest::{MAX_FRAME, boot};
 use crate::protocol::FrameReader;
 use crate::protocol::messages::Request;
+use archive::Archiving;
 use relays::Relay;
 pub(super) use relays::pipes_for;
 
@@ -39,6 +41,7 @@ pub(super) struct Machine {
     greetings: Vec<Greeting>,
     parked: Vec<Parked>,
     relays: Vec<Relay>,
+    archives: Vec<Archiving>,
 }
 
 /// A request that names a stream which has not come yet.
@@ -76,6 +79,7 @@ impl Machine {
             greetings: Vec::new(),
             parked: Vec::new(),
             relays: Vec::new(),
+            archives: Vec::new(),
         }
     }
 
