@@ -1,7 +1,14 @@
+mod chart;
+mod options;
 mod peer;
+mod processes;
 mod report;
+mod usage;
+mod websocket;
+mod workload;
 
-/// What the processes of a runtime hold.
-pub mod memory;
+pub use chart::draw;
+pub use options::{Named, Network, Options};
 pub use peer::Peer;
 pub use report::Report;
+pub use workload::{WORKLOADS, run};
