@@ -18,3 +18,4 @@ pub mod sandbox;
 pub mod server;
 /// What containers write: CRI log lines, log files, terminals.
 pub mod stdio;
+mod steps;

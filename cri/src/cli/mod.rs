@@ -8,6 +8,7 @@ mod client;
 mod commit;
 mod completion;
 mod container_log;
+mod debug;
 mod diff;
 mod error;
 mod events;
@@ -174,6 +175,8 @@ enum Command {
     Image(image::Image),
     /// Look after the node: disk, damage
     System(system::System),
+    /// Look into the daemon's work
+    Debug(debug::Debug),
     /// Print everything known of containers, pods or images as JSON
     Inspect(inspect::Inspect),
     /// Print what the daemon is, where it lives and what it holds
@@ -239,6 +242,7 @@ async fn dispatch(mut cli: Cli) -> Result<u8, CliError> {
         Command::Export(export) => export.run(client).await?,
         Command::Image(image) => image.run(client, format).await?,
         Command::System(system) => return system.run(client, format).await,
+        Command::Debug(debug) => debug.run(client, format).await?,
         Command::Inspect(inspect) => inspect.run(client).await?,
         Command::Info => info::run(client, format).await?,
         Command::Version => version::run(client, format).await?,

@@ -11,6 +11,7 @@ use hull_images::{Image, LayerHold, LayerId, Reference};
 
 use super::names::Claim;
 use super::objects::{Container, Pod, container_key};
+use super::trace::Trace;
 use super::translate::container::{self, Facts, WRITABLE};
 use super::translate::{devices, mounts, profile};
 use super::{Error, Result, Runtime, blocking, host, volumes};
@@ -71,6 +72,7 @@ impl Runtime {
         config: ContainerConfig,
         pod_config: PodSandboxConfig,
     ) -> Result<String> {
+        let mut trace = Trace::begin("CreateContainer");
         let _order = pod.order.read().await;
         pod.ready_agent()?;
         let admitted = pod.launcher.admit_container(&config);
@@ -78,6 +80,7 @@ impl Runtime {
         let image_volumes = self.image_volumes(&config)?;
         let (image, layers) = self.image_of(&config, &image_volumes)?;
         self.check_sub_paths(&config, &image_volumes).await?;
+        trace.step("look up the image");
         let id = super::run_pod_sandbox::new_id()?;
         let volumes = mounts::volumes(&image.config.volumes, &config.mounts)?;
         let log = container::log_place(&config, &pod_config);
@@ -106,15 +109,19 @@ impl Runtime {
             blocking(check).await??
         };
         self.check_target(pod, &record)?;
+        trace.step("plan");
 
         // The record comes last: killed before it, hulld sweeps the directory as one that nobody knows; with a record,
         // a repeated request would be given a container whose volumes are half filled.
         let made = self.make_directories(&directory, &record.volumes, &image).await;
+        trace.step("make the directories");
         if let Err(error) = made.and_then(|()| Ok(self.store.containers.put(&record)?)) {
             self.discard(&id).await;
             return Err(error);
         }
         self.objects.add_container(Container::new(record, Arc::clone(pod), layers));
+        trace.step("write the record, tell of it");
+        self.traces.keep(trace, &id);
         Ok(id)
     }
 

@@ -41,6 +41,7 @@ mod stream_containers;
 mod stream_pod_sandbox_metrics;
 mod stream_pod_sandbox_stats;
 mod stream_pod_sandboxes;
+pub(crate) mod trace;
 pub mod translate;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
@@ -152,6 +153,8 @@ pub struct Runtime {
     closing: CancellationToken,
     streaming: Arc<Streaming>,
     operations: TaskTracker,
+    /// Where the time of the last starts went.
+    traces: trace::Traces,
 }
 
 impl Runtime {
@@ -197,6 +200,7 @@ impl Runtime {
             closing,
             streaming,
             operations: TaskTracker::new(),
+            traces: trace::Traces::default(),
         });
         runtime.adopt_all().await?;
         runtime.thaw_all().await;
@@ -264,6 +268,11 @@ impl Runtime {
     /// The network.
     pub(crate) fn network(&self) -> &Arc<Network> {
         &self.network
+    }
+
+    /// Where the time of the last starts went.
+    pub(crate) fn traces(&self) -> &trace::Traces {
+        &self.traces
     }
 
     /// The configuration.

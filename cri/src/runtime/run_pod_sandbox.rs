@@ -9,6 +9,7 @@ use rustix::rand::GetRandomFlags;
 
 use super::names::Claim;
 use super::objects::{Pod, pod_key};
+use super::trace::Trace;
 use super::translate::pod;
 use super::{Error, PodRequest, Result, Runtime, host};
 use crate::api::runtime::{PodSandboxConfig, RunPodSandboxRequest};
@@ -62,6 +63,7 @@ impl Runtime {
     }
 
     async fn make_pod(self: &Arc<Self>, wanted: PodRequest, launcher: Arc<dyn Launcher>) -> Result<String> {
+        let mut trace = Trace::begin("RunPodSandbox");
         let (config, runtime_handler) = wanted;
         let id = new_id()?;
         let (cgroup_parent, cgroup_levels) =
@@ -94,10 +96,15 @@ impl Runtime {
             hostname,
             ..Default::default()
         };
+        trace.step("check the request");
         self.store.sandboxes.put(&record)?;
+        trace.step("write the record");
         let pod = Pod::new(record, launcher, self.pod_directory(&id));
-        match self.bring_up(&pod, &config, network, &host).await {
-            Ok(()) => Ok(id),
+        match self.bring_up(&pod, &config, network, &host, &mut trace).await {
+            Ok(()) => {
+                self.traces.keep(trace, &id);
+                Ok(id)
+            }
             Err(error) => {
                 self.undo(&pod).await;
                 Err(error)
@@ -111,9 +118,11 @@ impl Runtime {
         config: &PodSandboxConfig,
         network: Option<PodNetwork>,
         host: &pod::Host,
+        trace: &mut Trace,
     ) -> Result<()> {
         let namespaces = self.user_namespace(pod, config).await?;
         let (attachment, nascent) = self.network_and_agent(pod, network, namespaces.as_deref()).await?;
+        trace.step("spawn the agent, make the network");
         let addresses: Vec<IpAddr> =
             attachment.as_ref().map_or_else(Vec::new, |attachment| attachment.addresses.clone());
         // Of a slice only the launcher knows whether somebody has made it.
@@ -128,8 +137,10 @@ impl Runtime {
             namespaces,
         };
         let launched = nascent.create(request, &outside).await;
-        let Launched { agent, events, created } =
+        let Launched { agent, events, mut created } =
             launched.map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))?;
+        trace.step("the agent starts and makes the pod");
+        trace.parts(std::mem::take(&mut created.steps));
         pod.try_change(&self.store, |record| {
             record.set_phase(PodPhase::Ready);
             record.agent_pid = created.agent_pid;
@@ -144,6 +155,7 @@ impl Runtime {
         pod.set_agent(Some(agent));
         self.objects.add_pod(Arc::clone(pod));
         self.follow(pod, events);
+        trace.step("write the record again, tell of it");
         Ok(())
     }
 

@@ -415,4 +415,8 @@ impl Hull for RuntimeServer {
     ) -> Answer<BoxStream<'static, Result<hull::Chunk, Status>>> {
         ok(self.0.export_container(&request.into_inner())?)
     }
+
+    async fn traces(&self, _: Request<hull::TracesRequest>) -> Answer<hull::TracesReply> {
+        ok(self.0.traces().report())
+    }
 }

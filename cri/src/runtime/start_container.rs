@@ -1,12 +1,12 @@
 //! StartContainer: the agent makes the container's first process.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use hull_agent::protocol::messages::{ContainerStarted, StartContainer, request, response};
 
 use super::create_container::facts;
 use super::objects::Container;
+use super::trace::Trace;
 use super::translate::container;
 use super::{Error, Result, Runtime, blocking, host};
 use crate::sandbox::{SandboxError, Slots};
@@ -24,6 +24,7 @@ impl Runtime {
     }
 
     async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let mut trace = Trace::begin("StartContainer");
         let _pod_order = container.pod.order.read().await;
         let _order = container.order.lock().await;
         let agent = container.pod.ready_agent()?;
@@ -34,7 +35,7 @@ impl Runtime {
                 container.phase()
             )));
         }
-        let begun = Instant::now();
+        trace.step("write the record");
         let (start, slots) = match self.prepare(container).await {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -42,7 +43,7 @@ impl Runtime {
                 return Err(error);
             }
         };
-        let prepared = Instant::now();
+        trace.step("plan, open layers and volumes");
         let limits = start.resources.clone().unwrap_or_default();
         let asked = agent.ask(request::Call::StartContainer(start), slots);
         // On the socket before the agent can come to anything else: they miss nothing of the output.
@@ -68,21 +69,19 @@ impl Runtime {
             }
         };
         let (answer, ()) = tokio::join!(started, attached);
-        tracing::debug!(
-            container = container.id(),
-            prepared_in = ?prepared.duration_since(begun),
-            launched_in = ?prepared.elapsed(),
-            "the agent answered"
-        );
         match answer {
-            Ok(response::Outcome::ContainerStarted(started)) => {
+            Ok(response::Outcome::ContainerStarted(mut started)) => {
                 let pid = started.pid;
+                trace.step("the agent starts it");
+                trace.parts(std::mem::take(&mut started.steps));
                 self.note_start(container, started);
                 let place = container.pod.place();
                 let announced = container.pod.launcher.announce(&place, container.id(), Some(pid), &limits);
                 if let Err(error) = announced.await {
                     tracing::warn!(container = container.id(), %error, "it runs, but in a cgroup of nobody's");
                 }
+                trace.step("write the record again, tell of it");
+                self.traces.keep(trace, container.id());
                 Ok(())
             }
             // Whoever learns of the agent's end ends its containers, this one among them.

@@ -17,7 +17,7 @@ use super::failure::{During, Failure, Stage};
 use super::inside::{Kind, Links, Root, file_type};
 use super::own_proc::{OwnProc, is_missing};
 use super::process_plan::ProcessPlan;
-use super::report::Reporter;
+use super::report::{Part, Reporter};
 use super::stdio::Streams;
 use super::users::{MAX_FILE, Resolved};
 
@@ -92,6 +92,7 @@ pub(super) fn become_program(
         check_inside(plan)?;
     }
     signal::unblock_all().during(Stage::Privileges, || "cannot unblock signals")?;
+    reporter.done(Part::Privileges);
     // Before the filter, which may not let a process talk.
     reporter.executing().during(Stage::Execute, || "cannot report to the agent")?;
     give_up_privileges(plan)?;

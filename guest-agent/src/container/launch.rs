@@ -17,7 +17,7 @@ use super::inside::Root;
 use super::mounts::Part;
 use super::own_proc::OwnProc;
 use super::plan::{CgroupNamespace, ContainerPlan};
-use super::report::{self, Reporter};
+use super::report::{self, Part as Done, Reporter};
 use super::stdio::{Streams, agent_null};
 use super::users::Resolved;
 use super::{
@@ -44,7 +44,7 @@ pub fn launch(
     // Inside a user namespace it is the second process that is numbered where it was asked for.
     let first = if plan.user_namespace.is_some() { PidNamespace::Agent } else { pid_namespace };
     start(cgroup, None, Namespaces::MOUNT, first, |reporter| {
-        let (root, user, own) = prepare(plan, slots, cgroup)?;
+        let (root, user, own) = prepare(plan, slots, cgroup, reporter)?;
         let Some(namespace) = &plan.user_namespace else {
             return finish(plan, &root, &user, stdio, &own, reporter);
         };
@@ -74,6 +74,7 @@ pub(super) fn start(
     pid_namespace: PidNamespace<'_>,
     body: impl FnOnce(&Reporter) -> Result<Infallible, Failure>,
 ) -> Result<Launched, LaunchError> {
+    let begun = Instant::now();
     let (agent_end, child_end) = report::channel().during(Stage::Start, || "cannot make a socket pair")?;
     let mut cloned = clone(cgroup.clone_fd(), namespaces, pid_namespace);
     if let (Err(error), Some(pid)) = (&cloned, beside)
@@ -88,7 +89,8 @@ pub(super) fn start(
         Cloned::Child => {
             let _guard = EndOfChild;
             drop(agent_end);
-            let reporter = Reporter::new(child_end);
+            let reporter = Reporter::new(child_end, begun);
+            reporter.done(Done::Clone);
             match in_cgroup(cgroup.enter_v1()).and_then(|()| body(&reporter)) {
                 Ok(never) => match never {},
                 Err(failure) => reporter.failed(&failure),
@@ -147,7 +149,7 @@ fn supervise(pid: i32, pidfd: OwnedFd, socket: BorrowedFd<'_>) -> Result<Launche
                     child
                 }
             };
-            Ok(Launched { pid, pidfd, uid, gid, groups, terminal: report.terminal })
+            Ok(Launched { pid, pidfd, uid, gid, groups, terminal: report.terminal, parts: report.parts })
         }
         Err(error) => {
             end(pidfd.as_fd());
@@ -201,8 +203,10 @@ fn prepare(
     plan: &ContainerPlan,
     slots: &Slots<'_>,
     cgroup: &Leaf,
+    reporter: &Reporter,
 ) -> Result<(Root, Resolved, OwnProc), Failure> {
     in_cgroup(cgroup.enter_v1_cpu())?;
+    reporter.done(Done::Cgroup);
     let own = execute::begin(&plan.process)?;
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private)
@@ -213,10 +217,13 @@ fn prepare(
     }
     let root = rootfs::assemble(&plan.rootfs, slots, user_namespace)?;
     let user = execute::resolve_user(&plan.process, &root, &own)?;
+    reporter.done(Done::Rootfs);
     devices::make_elsewhere(&root, &plan.devices)?;
     let part = if user_namespace.is_some() { Part::Outside } else { Part::All };
     in_cgroup_namespace(plan.cgroup_namespace, &own, || mounts::mount_all(&root, plan, slots, part))?;
+    reporter.done(Done::Mounts);
     guarded::guard(&root, plan, part)?;
+    reporter.done(Done::Guard);
     Ok((root, user, own))
 }
 
@@ -237,6 +244,7 @@ fn finish(
     }
     rootfs::pivot(root)?;
     finish_root(plan, root)?;
+    reporter.done(Done::Pivot);
     execute::become_program(&plan.process, user, &streams, cwd, own, reporter)
 }
 

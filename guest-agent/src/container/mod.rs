@@ -26,6 +26,7 @@ mod stdio;
 mod users;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 pub use exec::{RunningContainer, exec};
 pub use failure::{Failure, Stage};
@@ -64,6 +65,8 @@ pub struct Launched {
     pub groups: Vec<u32>,
     /// The primary end of its terminal, if it asked for one: in the container's own devpts, sized, blocking.
     pub terminal: Option<OwnedFd>,
+    /// How long each part of the launch took, up to the program's execution.
+    pub parts: Vec<(&'static str, Duration)>,
 }
 
 /// The process's own ends of its standard streams; what is absent is /dev/null. Not used for a process with a terminal.

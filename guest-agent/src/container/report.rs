@@ -3,8 +3,10 @@
 //! Frames of a tag byte, a little-endian u32 length and that many bytes. The end of the stream after `Executing` means
 //! success; a `Failed` frame, or an end before `Executing`, means that there is no container.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use hull_sys::descriptor::{recv_with_fds, send_with_fds};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -36,6 +38,8 @@ pub(super) struct Report {
     pub(super) terminal: Option<OwnedFd>,
     /// The process that becomes the program, if it is not the one that was cloned first.
     pub(super) child: Option<(i32, OwnedFd)>,
+    /// How long each part of the launch took, up to the program's execution.
+    pub(super) parts: Vec<(&'static str, Duration)>,
     executing: bool,
     failure: Option<Failure>,
 }
@@ -45,13 +49,52 @@ pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
+/// Parts of a launch, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Part {
+    Clone,
+    Cgroup,
+    Rootfs,
+    Mounts,
+    Guard,
+    Pivot,
+    Privileges,
+}
+
+impl Part {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Clone, "clone"),
+        (Self::Cgroup, "enter the cgroups"),
+        (Self::Rootfs, "root filesystem, user"),
+        (Self::Mounts, "devices, mounts"),
+        (Self::Guard, "masked paths"),
+        (Self::Pivot, "streams, pivot_root"),
+        (Self::Privileges, "limits, user, capabilities"),
+    ];
+}
+
 /// The child's end.
 #[derive(Debug)]
-pub(super) struct Reporter(OwnedFd);
+pub(super) struct Reporter {
+    socket: OwnedFd,
+    begun: Instant,
+    /// Of each part its number and when it was done, in microseconds since the launch began.
+    parts: RefCell<Vec<u8>>,
+}
 
 impl Reporter {
-    pub(super) const fn new(socket: OwnedFd) -> Self {
-        Self(socket)
+    /// `begun` is when the launch began.
+    pub(super) const fn new(socket: OwnedFd, begun: Instant) -> Self {
+        Self { socket, begun, parts: RefCell::new(Vec::new()) }
+    }
+
+    /// A part of the launch is done. Told with [`Self::executing`].
+    pub(super) fn done(&self, part: Part) {
+        let micros = u32::try_from(self.begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let mut parts = self.parts.borrow_mut();
+        parts.push(part as u8);
+        parts.extend(micros.to_le_bytes());
     }
 
     pub(super) fn identity(&self, identity: &Identity) -> io::Result<()> {
@@ -70,7 +113,7 @@ impl Reporter {
     }
 
     pub(super) fn executing(&self) -> io::Result<()> {
-        self.frame(EXECUTING, &[], &[])
+        self.frame(EXECUTING, &self.parts.borrow(), &[])
     }
 
     /// Best effort: if the agent is gone nobody wants to know.
@@ -86,16 +129,16 @@ impl Reporter {
         let mut bytes = vec![tag];
         bytes.extend(length.to_le_bytes());
         bytes.extend(body);
-        let mut sent = send_with_fds(self.0.as_fd(), &bytes, fds)?;
+        let mut sent = send_with_fds(self.socket.as_fd(), &bytes, fds)?;
         while sent < bytes.len() {
-            sent += send_with_fds(self.0.as_fd(), &bytes[sent..], &[])?;
+            sent += send_with_fds(self.socket.as_fd(), &bytes[sent..], &[])?;
         }
         Ok(())
     }
 }
 
 /// Reads until the end of the stream, at most until `deadline`.
-pub(super) fn collect(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> io::Result<Report> {
+pub(super) fn collect(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Report> {
     let (mut bytes, mut fds, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
     loop {
         await_readable(socket, deadline)?;
@@ -109,10 +152,10 @@ pub(super) fn collect(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> i
     }
 }
 
-fn await_readable(socket: BorrowedFd<'_>, deadline: std::time::Instant) -> io::Result<()> {
+fn await_readable(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         let timeout = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
@@ -133,7 +176,10 @@ impl Report {
                 IDENTITY => report.identity = parse_identity(body),
                 TERMINAL => report.terminal = fds.next(),
                 CHILD => report.child = parse_number(body).zip(fds.next()),
-                EXECUTING => report.executing = true,
+                EXECUTING => {
+                    report.executing = true;
+                    report.parts = parse_parts(body);
+                }
                 FAILED => report.failure = parse_failure(body),
                 _ => {}
             }
@@ -161,6 +207,18 @@ fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((head[0], body, rest))
 }
 
+/// How long each part took.
+fn parse_parts(body: &[u8]) -> Vec<(&'static str, Duration)> {
+    let mut before = 0;
+    let part = |bytes: &[u8; 5]| {
+        let (_, name) = Part::ALL.into_iter().find(|(part, _)| *part as u8 == bytes[0])?;
+        let done = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        let took = done.saturating_sub(std::mem::replace(&mut before, done));
+        Some((name, Duration::from_micros(took.into())))
+    };
+    body.as_chunks::<5>().0.iter().filter_map(part).collect()
+}
+
 fn parse_number(body: &[u8]) -> Option<i32> {
     Some(i32::from_le_bytes(body.try_into().ok()?))
 }
@@ -183,7 +241,6 @@ fn parse_failure(body: &[u8]) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)
@@ -192,13 +249,17 @@ mod tests {
     #[test]
     fn a_process_that_reached_execve_is_a_success() {
         let (agent, child) = channel().unwrap();
-        let reporter = Reporter::new(child);
+        let reporter = Reporter::new(child, Instant::now());
         let identity = Identity { uid: 7, gid: 8, groups: (0..5000).collect() };
         reporter.identity(&identity).unwrap();
         reporter.terminal(std::io::stdin().as_fd()).unwrap();
+        reporter.done(Part::Clone);
+        reporter.done(Part::Rootfs);
         reporter.executing().unwrap();
         drop(reporter);
         let report = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap();
+        let parts: Vec<&str> = report.parts.iter().map(|(name, _)| *name).collect();
+        assert_eq!(parts, ["clone", "root filesystem, user"]);
         assert_eq!(report.identity, identity);
         assert!(report.terminal.is_some());
     }
@@ -206,7 +267,7 @@ mod tests {
     #[test]
     fn a_failure_arrives_whole_even_after_executing() {
         let (agent, child) = channel().unwrap();
-        let reporter = Reporter::new(child);
+        let reporter = Reporter::new(child, Instant::now());
         let failure = Failure { stage: Stage::Execute, message: "exec: \"x\": näh".into(), errno: 2 };
         reporter.executing().unwrap();
         reporter.failed(&failure);

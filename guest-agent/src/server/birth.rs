@@ -22,6 +22,7 @@ use crate::protocol::messages::{
 };
 use crate::protocol::{BlockingConnection, Frame, is_valid_id};
 use crate::sandbox;
+use crate::steps::Steps;
 
 /// Takes the first request from standard input and becomes the pod's agent.
 ///
@@ -97,6 +98,7 @@ fn create(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCre
 }
 
 fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCreated), CallError> {
+    let mut steps = Steps::begin();
     let listener = keep(slots, spec.listener, "the listener")?;
     let state_directory = keep(slots, spec.state_directory, "the state directory")?;
     rustix::io::ioctl_fionbio(&listener, true)
@@ -109,22 +111,27 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
     }
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
     leaf.create()?;
+    steps.done("make the cgroup");
     enter_cgroup(&leaf).map_err(|error| error.during("cannot enter the agent's cgroup"))?;
+    steps.done("enter the cgroup");
     // A session of its own: what is typed at hulld's terminal is not for the pod. Only a group's leader cannot.
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| CallError::system("cannot become the subreaper of the pod", error))?;
     let facts = sandbox::enter(spec, slots).map_err(|error| CallError::invalid(error.to_string()))?;
+    steps.done("namespaces, mounts");
     let reaper = if spec.shared_pid_namespace {
         let launched = start_reaper(&leaf, facts.user_namespace.as_deref())?;
         Some(Reaper { pid: launched.pid, pidfd: launched.pidfd })
     } else {
         None
     };
+    steps.done("reaper of a shared PID namespace");
     let created = SandboxCreated {
         agent_pid: rustix::process::getpid().as_raw_nonzero().get(),
         reaper_pid: reaper.as_ref().map_or(0, |reaper| reaper.pid),
         cgroup_created_levels: created_levels,
+        steps: steps.into_messages(),
     };
     let pod = Pod {
         id: spec.id.clone(),

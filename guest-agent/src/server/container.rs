@@ -109,7 +109,7 @@ impl Container {
 
     pub(super) fn state(&self) -> ContainerState {
         let exit = if let Phase::Ended(record) = &self.phase { Some(record.clone()) } else { None };
-        let ContainerStarted { pid, uid, gid, ref groups, started_at } = self.started;
+        let ContainerStarted { pid, uid, gid, ref groups, started_at, .. } = self.started;
         let groups = groups.iter().copied().take(MAX_STATE_GROUPS).collect();
         ContainerState { id: self.id.clone(), pid, started_at, exit, uid, gid, groups }
     }

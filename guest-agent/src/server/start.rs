@@ -17,6 +17,7 @@ use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots,
 use crate::guest::slots::Holdings;
 use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, Resources, StartContainer};
 use crate::stdio::{Forward, LogFile, OutputStream, Stream, now};
+use crate::steps::Steps;
 
 /// The agent's ends of a container's standard streams.
 #[derive(Default)]
@@ -33,6 +34,7 @@ impl Server {
         spec: &StartContainer,
         slots: &Slots<'_>,
     ) -> Result<ContainerStarted, CallError> {
+        let mut steps = Steps::begin();
         self.check_new(&spec.id, &spec.cgroup_leaf)?;
         let context = || format!("cannot start container {}", spec.id);
         let log = Log::new(spec, slots)?;
@@ -43,7 +45,8 @@ impl Server {
             .cgroup
             .leaf(&spec.cgroup_leaf)
             .map_err(|error| CallError::from(error).during(context()))?;
-        let launched = self.prepare_and_launch(spec, &plan, slots, &leaf);
+        steps.done("plan");
+        let launched = self.prepare_and_launch(spec, &plan, slots, &leaf, &mut steps);
         let (launched, stdio) = match launched {
             Ok(launched) => launched,
             Err(error) => {
@@ -60,6 +63,7 @@ impl Server {
             gid: launched.gid,
             groups: launched.groups,
             started_at: now(),
+            steps: steps.into_messages(),
         };
         let serial = self.take_serial();
         let is_terminal = launched.terminal.is_some();
@@ -85,7 +89,7 @@ impl Server {
             leaf_name: spec.cgroup_leaf.clone(),
             own_pid_namespace: spec.pid_mode() == PidMode::PidContainer,
             private_cgroup_namespace: spec.private_cgroup_namespace,
-            started: started.clone(),
+            started: ContainerStarted { steps: Vec::new(), ..started.clone() },
             log: LogFile::new(file),
             stdout: stream(stdout, Stream::Stdout, to_stdout),
             stderr: stream(stdio.stderr, Stream::Stderr, to_stderr),
@@ -127,6 +131,7 @@ impl Server {
         plan: &ContainerPlan,
         slots: &Slots<'_>,
         leaf: &Leaf,
+        steps: &mut Steps,
     ) -> Result<(Launched, AgentStdio), CallError> {
         let pid_namespace = self.pid_namespace(spec)?;
         leaf.create()?;
@@ -139,12 +144,15 @@ impl Server {
         } else {
             pipes(spec.stdin).map_err(|error| CallError::system("cannot make pipes", error))?
         };
+        steps.done("make the cgroup");
         let launched = launch(plan, slots, child, leaf, pid_namespace)?;
+        steps.done_in_steps(&launched.parts, "seccomp, execve");
         if let Err(error) = leaf.apply(&cpu_time) {
             let _ = process::pidfd_send_signal(launched.pidfd.as_fd(), super::SIGKILL);
             let _ = process::wait(launched.pidfd.as_fd());
             return Err(error.into());
         }
+        steps.done("limits of processor time");
         Ok((launched, agent))
     }
 

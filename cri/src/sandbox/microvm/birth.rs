@@ -212,6 +212,7 @@ impl Newborn {
             agent_pid: vmm_pid,
             reaper_pid: 0,
             cgroup_created_levels: created_levels,
+            steps: Vec::new(),
         };
         Ok(Launched { agent, events: agent_events, created })
     }

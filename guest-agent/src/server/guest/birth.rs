@@ -218,6 +218,7 @@ fn create_inside(
         agent_pid: rustix::process::getpid().as_raw_nonzero().get(),
         reaper_pid: reaper.as_ref().map_or(0, |reaper| reaper.pid),
         cgroup_created_levels: cgroup.created_levels(),
+        steps: Vec::new(),
     };
     let own_leaf = spec.cgroup_leaf.clone();
     let pod = Pod { id: spec.id.clone(), state_directory, cgroup, own_leaf, facts, reaper };
