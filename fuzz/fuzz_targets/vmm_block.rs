@@ -145,6 +145,7 @@ fuzz_target!(|data: &[u8]| {
         1 => {
             let (device, handle) =
                 scratch(backing.try_clone().unwrap(), CAPACITY, threads(), no_faults).unwrap();
+            handle.open(0, CAPACITY / 2 / 4096 * 4096).unwrap();
             (device, Host::Scratch(handle))
         }
         _ => {

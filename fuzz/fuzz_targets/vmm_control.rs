@@ -28,6 +28,12 @@ impl Machine for Sceptic {
     fn remove_extent(&mut self, key: &str) -> Result<(), CallError> {
         answer(key.is_empty())
     }
+    fn open_scratch(&mut self, _: u64, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
+    fn close_scratch(&mut self, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
     fn fill_slot(&mut self, slot: u32, _: bool, _: OwnedFd) -> Result<(), CallError> {
         answer(slot > 7)
     }

@@ -17,7 +17,7 @@ use hull_sys::mount::{
     self, Attributes, MountAttrFlags as Attr, MoveMountFlags, OpenTreeFlags, Propagation, UnmountFlags,
 };
 use hull_sys::namespace::on_thread_in;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -86,11 +86,16 @@ pub struct Attached {
     pub readonly: bool,
 }
 
+/// How a mount point is opened: an O_PATH descriptor of it, links not followed. `TimedOut` if its file system does not
+/// answer.
+pub type Reach = fn(&Path) -> io::Result<OwnedFd>;
+
 /// A running hull-virtiofsd, as hulld reaches it.
 #[derive(Debug)]
 pub struct Server {
     mounts: File,
     users: File,
+    reach: Reach,
 }
 
 impl Server {
@@ -99,8 +104,37 @@ impl Server {
     /// # Errors
     /// There is no such process, or no permission.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}"));
-        Ok(Self { mounts: open("mnt")?, users: open("user")? })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let process = rustix::fs::openat(CWD, format!("/proc/{pid}"), flags, Mode::empty())?;
+        Self::at(process.as_fd())
+    }
+
+    /// The one whose directory in /proc this is: a caller that made sure of whose it is can be sure of what follows.
+    ///
+    /// # Errors
+    /// The process has ended, or no permission.
+    pub fn at(process: BorrowedFd<'_>) -> io::Result<Self> {
+        let open = |name: &str| -> io::Result<File> {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            Ok(rustix::fs::openat(process, name, flags, Mode::empty())?.into())
+        };
+        Ok(Self { mounts: open("ns/mnt")?, users: open("ns/user")?, reach: mounts::open })
+    }
+
+    /// With another way to open mount points below a source: behind one there may be a server that is gone.
+    #[must_use]
+    pub fn reaching_by(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// Whether it lives in the same user namespace as the process with this directory in /proc.
+    ///
+    /// # Errors
+    /// That process has ended, or no permission.
+    pub fn shares_users_with(&self, process: BorrowedFd<'_>) -> io::Result<bool> {
+        let theirs = rustix::fs::statat(process, "ns/user", AtFlags::empty())?;
+        let ours = rustix::fs::fstat(&self.users)?;
+        Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino))
     }
 
     /// Makes the file or directory `place` of the caller's mount namespace (any descriptor of it, O_PATH will do) the
@@ -149,8 +183,12 @@ impl Plan {
         place: BorrowedFd<'_>,
         readonly: bool,
     ) -> Result<Self, AttachError> {
-        let stat = rustix::fs::fstat(place).map_err(step("look at", source))?;
-        let directory = match FileType::from_raw_mode(stat.st_mode) {
+        // As the kernel knows it: its server is not asked, for it may be gone.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat =
+            rustix::fs::statx(place, "", flags, StatxFlags::BASIC_STATS).map_err(step("look at", source))?;
+        let mode = u32::from(stat.stx_mode);
+        let directory = match FileType::from_raw_mode(mode) {
             FileType::Directory => true,
             FileType::RegularFile => false,
             other => return Err(AttachError::Type { path: source.to_owned(), what: name(other) }),
@@ -158,7 +196,7 @@ impl Plan {
         let mounts = Mounts::read().map_err(step("read the mounts around", source))?;
         let of_source = mounts.of(place).map_err(step("find the mount of", source))?;
         let open = if directory { 0o005 } else { 0o004 };
-        let world_readable = stat.st_mode & open == open;
+        let world_readable = mode & open == open;
         let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let top = mount::open_tree(place, "", tree | OpenTreeFlags::AT_EMPTY_PATH)
             .map_err(step("take the mount of", source))?;
@@ -254,7 +292,7 @@ impl Server {
         source: &Path,
         readonly: bool,
     ) -> Result<Vec<(PathBuf, OwnedFd)>, AttachError> {
-        let found = mounts.below(place).map_err(step("find the mounts below", source))?;
+        let found = mounts.below(place, self.reach).map_err(step("find the mounts below", source))?;
         if found.len() > MAX_SUBMOUNTS {
             return Err(AttachError::TooManyMounts { path: source.to_owned(), count: found.len() });
         }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 
+use super::Reach;
+
 /// The mounts that this process sees, as /proc/self/mountinfo lists them.
 pub(super) struct Mounts(Vec<Mount>);
 
@@ -19,8 +21,16 @@ pub(super) struct Mount {
 
 /// The number of the mount that the file is on.
 pub(super) fn id_of(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Result<u64> {
-    let statx = rustix::fs::statx(directory, path, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID)?;
+    // Nobody's server need be asked for that.
+    let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let statx = rustix::fs::statx(directory, path, flags, StatxFlags::MNT_ID)?;
     Ok(statx.stx_mnt_id)
+}
+
+/// The plain way to open a mount point; waits for its server for as long as that takes.
+pub(super) fn open(point: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, point, flags, Mode::empty())?)
 }
 
 impl Mounts {
@@ -35,8 +45,12 @@ impl Mounts {
     }
 
     /// Mounts below the directory that can be seen there (nothing else lies over them), opened, parents first, with
-    /// their paths below it.
-    pub(super) fn below(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
+    /// their paths below it. One that does not answer is an error: without it the directory would not be what it is.
+    pub(super) fn below(
+        &self,
+        directory: BorrowedFd<'_>,
+        reach: Reach,
+    ) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
         let own = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
         let mut found = Vec::new();
         for mount in &self.0 {
@@ -44,9 +58,12 @@ impl Mounts {
             if below.as_os_str().is_empty() {
                 continue;
             }
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            // One that went away meanwhile, or lies under another, is not to be seen.
-            let Ok(opened) = rustix::fs::openat(CWD, &mount.point, flags, Mode::empty()) else { continue };
+            let opened = match reach(&mount.point) {
+                Ok(opened) => opened,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                // One that went away meanwhile, or lies under another, is not to be seen.
+                Err(_) => continue,
+            };
             if id_of(opened.as_fd(), Path::new(""), AtFlags::EMPTY_PATH).ok() == Some(mount.id) {
                 found.push((below.to_owned(), opened));
             }
@@ -97,6 +114,19 @@ mod tests {
         assert!(parse(b"").is_none());
         assert!(parse(b"x 1 2 3 4 5 - t").is_none());
         assert!(parse(b"1 2 3 4 5 6 7 8").is_none());
+    }
+
+    #[test]
+    fn a_mount_below_that_does_not_answer_is_an_error_and_one_that_is_gone_is_not() {
+        let mounts = Mounts::read().unwrap();
+        let root = fs::File::open("/").unwrap();
+        let silent: Reach = |_| Err(io::ErrorKind::TimedOut.into());
+        let error = mounts.below(root.as_fd(), silent).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let gone: Reach = |_| Err(io::ErrorKind::NotFound.into());
+        assert!(mounts.below(root.as_fd(), gone).unwrap().is_empty());
+        let found = mounts.below(root.as_fd(), open).unwrap();
+        assert!(found.iter().any(|(path, _)| path == Path::new("proc")), "{found:?}");
     }
 
     #[test]

@@ -27,6 +27,8 @@ fn carry_out(machine: &mut impl Machine, call: Call, fds: &mut Descriptors) -> R
         Call::Metrics(_) => return Ok(Outcome::Metrics(machine.metrics())),
         Call::AddExtent(call) => return add_extent(machine, &call, fds),
         Call::RemoveExtent(call) => machine.remove_extent(&call.key),
+        Call::OpenScratch(call) => machine.open_scratch(call.offset, call.length),
+        Call::CloseScratch(call) => machine.close_scratch(call.offset),
         Call::FillSlot(call) => fill_slot(machine, &call, fds),
         Call::ClearSlot(call) => machine.clear_slot(call.slot),
         Call::ServeVolumes(call) => {

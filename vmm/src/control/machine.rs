@@ -23,6 +23,18 @@ pub trait Machine {
     /// The device does not answer.
     fn remove_extent(&mut self, key: &str) -> Result<(), CallError>;
 
+    /// Lets the guest write to a part of the scratch disk; harmless if it may already.
+    ///
+    /// # Errors
+    /// It is no part of the disk, or has bytes of another one.
+    fn open_scratch(&mut self, offset: u64, length: u64) -> Result<(), CallError>;
+
+    /// Lets the guest write no more to the part of the scratch disk that begins here; harmless if it may not.
+    ///
+    /// # Errors
+    /// A write does not end.
+    fn close_scratch(&mut self, offset: u64) -> Result<(), CallError>;
+
     /// Puts the file behind an empty block slot.
     ///
     /// # Errors

@@ -33,6 +33,12 @@ impl Machine for Recorder {
         self.asked.push(format!("remove {key}"));
         Ok(())
     }
+    fn open_scratch(&mut self, _: u64, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
+    fn close_scratch(&mut self, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
     fn fill_slot(&mut self, slot: u32, _: bool, _: OwnedFd) -> Result<(), CallError> {
         Err(CallError::not_found(format!("there is no slot {slot}")))
     }

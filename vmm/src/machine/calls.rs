@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use super::PodMachine;
 use crate::control::{CallError, Machine};
 use crate::devices::virtio::StateError;
-use crate::devices::virtio::block::{BlockStats, ImagesError, SlotError, SlotHandle};
+use crate::devices::virtio::block::{BlockStats, ImagesError, RangeError, SlotError, SlotHandle};
 use crate::devices::virtio::fs::ServeError;
 use crate::protocol::messages;
 
@@ -38,6 +38,14 @@ impl Machine for PodMachine {
 
     fn remove_extent(&mut self, key: &str) -> Result<(), CallError> {
         self.handles.images.remove(key).map_err(images_error)
+    }
+
+    fn open_scratch(&mut self, offset: u64, length: u64) -> Result<(), CallError> {
+        self.handles.scratch.open(offset, length).map_err(range_error)
+    }
+
+    fn close_scratch(&mut self, offset: u64) -> Result<(), CallError> {
+        self.handles.scratch.close(offset).map_err(range_error)
     }
 
     fn fill_slot(&mut self, slot: u32, readonly: bool, file: OwnedFd) -> Result<(), CallError> {
@@ -201,6 +209,15 @@ fn images_error(error: ImagesError) -> CallError {
         ImagesError::Key(_) | ImagesError::File { .. } => CallError::invalid(message),
         ImagesError::Differs { .. } => CallError::precondition(message),
         ImagesError::Full { .. } | ImagesError::StillRead { .. } => CallError::internal(message),
+    }
+}
+
+fn range_error(error: RangeError) -> CallError {
+    let message = error.to_string();
+    match error {
+        RangeError::Place { .. } => CallError::invalid(message),
+        RangeError::Overlap { .. } | RangeError::TooMany => CallError::precondition(message),
+        RangeError::StillWritten { .. } => CallError::internal(message),
     }
 }
 

@@ -74,6 +74,11 @@ pub fn build(
         let events = events.clone();
         Arc::new(move |device, message| events.fault(device, message))
     };
+    // All that disks tell of is that the host's is full.
+    let on_disk_fault: OnFault = {
+        let events = events.clone();
+        Arc::new(move |device, message| events.passing_fault(device, message))
+    };
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
 
     let logs = Logs::start(&worker("logs", ThreadKind::Vsock)?).doing("begin to write logs")?;
@@ -90,15 +95,15 @@ pub fn build(
 
     let image_threads = block_threads("images")?;
     let disk_threads = block_threads("disks")?;
-    let (images, images_handle) = images(&image_threads, on_fault.clone());
+    let (images, images_handle) = images(&image_threads, on_disk_fault.clone());
     devices.push(Box::new(images));
     let (scratch, scratch_handle) =
-        scratch(File::from(files.scratch), machine.scratch_capacity, &disk_threads, on_fault.clone())
+        scratch(File::from(files.scratch), machine.scratch_capacity, &disk_threads, on_disk_fault.clone())
             .map_err(|e| BuildError::Config(e.to_string()))?;
     devices.push(Box::new(scratch));
     let mut slots = Vec::new();
     for number in 0..machine.block_slots {
-        let (device, handle) = slot(number, &disk_threads, on_fault.clone());
+        let (device, handle) = slot(number, &disk_threads, on_disk_fault.clone());
         devices.push(Box::new(device));
         slots.push(handle);
     }

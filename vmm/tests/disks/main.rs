@@ -60,6 +60,7 @@ impl Guest {
         let layer = images_handle.add("layer", files::layer(&directory.join("layer"), LAYER), LAYER).unwrap();
         let disk = files::scratch(&directory.join("scratch"), SCRATCH, RANGE);
         let (scratch, scratch_handle) = scratch(disk, SCRATCH, &disk_threads, no_faults.clone()).unwrap();
+        scratch_handle.open(RANGE.0, RANGE.1).unwrap();
         let (slot0, handle0) = slot(0, &disk_threads, no_faults.clone());
         let (slot1, handle1) = slot(1, &disk_threads, no_faults);
         let small = Worker::start("small", || Ok(())).unwrap();

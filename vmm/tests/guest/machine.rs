@@ -236,6 +236,9 @@ impl Machine {
         let range = Range { offset: self.scratches * SCRATCH_SIZE, length: SCRATCH_SIZE };
         self.scratches += 1;
         disk::ext4(&self.scratch, &range);
+        let open = messages::OpenScratch { offset: range.offset, length: range.length };
+        let answer = self.call(Call::OpenScratch(open), &[]);
+        assert!(matches!(answer, Outcome::Done(_)), "{answer:?}");
         range
     }
 

@@ -101,6 +101,12 @@ impl control::Machine for Machine {
     fn add_extent(&mut self, _: &str, _: u64, _: OwnedFd) -> Result<Extent, CallError> {
         Err(CallError::unknown())
     }
+    fn open_scratch(&mut self, _: u64, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
+    fn close_scratch(&mut self, _: u64) -> Result<(), CallError> {
+        Ok(())
+    }
     fn fill_slot(&mut self, _: u32, _: bool, _: OwnedFd) -> Result<(), CallError> {
         Err(CallError::unknown())
     }

@@ -11,9 +11,6 @@ pub mod block;
 /// The driver's side of queues, for tests of devices.
 #[cfg(test)]
 pub(crate) mod driver;
-/// The other side of a queue.
-#[cfg(test)]
-mod driver_side;
 /// Volumes: a device whose queues another process serves.
 pub mod fs;
 /// Devices whose requests end at once.

@@ -112,7 +112,7 @@ pub(super) mod tests {
 
     #[test]
     fn private_memory_is_forgotten() {
-        let memory = crate::devices::virtio::driver_side::memory(0x4000);
+        let memory = crate::devices::virtio::driver::memory(0x4000);
         memory.write_slice(&[7; 0x4000], GuestAddress(0)).unwrap();
         assert_eq!(release(&memory, GuestAddress(0x1000), 0x1000).unwrap(), 0x1000);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000)).unwrap(), 0);

@@ -119,7 +119,7 @@ impl Kind for Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::virtio::driver_side::{Driver, INDIRECT, NEXT, WRITE, memory};
+    use crate::devices::virtio::driver::{Driver, INDIRECT, NEXT, WRITE, memory};
 
     const DATA: u64 = 0x10_0000;
 

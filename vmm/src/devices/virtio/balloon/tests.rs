@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::virtio::driver_side::{Driver, INDIRECT, NEXT, WRITE, activation, interrupt, until};
+use crate::devices::virtio::driver::{Driver, INDIRECT, NEXT, WRITE, activation, interrupt, until};
 use crate::devices::virtio::release::tests::{allocated, shared_memory};
 
 const MEMORY: usize = 4 << 20;

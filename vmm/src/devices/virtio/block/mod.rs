@@ -18,6 +18,8 @@ mod images;
 mod leased;
 /// Numbers and layouts of the specification.
 mod protocol;
+/// Where the scratch disk can be written.
+mod ranges;
 /// A file that is a disk.
 mod raw_file;
 /// A request, checked.
@@ -37,6 +39,7 @@ pub use counters::BlockStats;
 pub use device::BlockDevice;
 pub use faults::OnFault;
 pub use images::{Extent, IMAGES_BLOCK, IMAGES_CAPACITY, ImagesError, ImagesHandle, images};
+pub use ranges::RangeError;
 pub use scratch::{ScratchError, ScratchHandle, scratch};
 pub use slot::{SlotError, SlotHandle, slot};
 pub use threads::{BlockThreads, Confine};

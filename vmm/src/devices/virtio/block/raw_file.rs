@@ -109,10 +109,15 @@ impl RawFile {
         if self.writable { self.file.sync_data() } else { Ok(()) }
     }
 
+    /// Zeros that take no space.
+    pub(super) fn punch(&self, range: &Range) -> io::Result<()> {
+        self.must_be_writable()?;
+        self.allocate(FallocateFlags::PUNCH_HOLE, range)
+    }
+
     /// Gives the space back. A discard is a hint: where there is nothing to give back it has been followed.
     pub(super) fn discard(&self, range: &Range) -> io::Result<()> {
-        self.must_be_writable()?;
-        match self.allocate(FallocateFlags::PUNCH_HOLE, range) {
+        match self.punch(range) {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
             result => result,
         }

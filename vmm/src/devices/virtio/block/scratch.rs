@@ -11,6 +11,7 @@ use super::device::{BlockDevice, Kept};
 use super::faults::OnFault;
 use super::guest_buffers::{GuestBuffers, Patience};
 use super::protocol::{SECTOR, Traits};
+use super::ranges::{RangeError, WritableRanges};
 use super::raw_file::RawFile;
 use super::request::Range;
 use super::service::Service;
@@ -48,7 +49,8 @@ pub enum ScratchError {
 }
 
 /// The scratch disk: `capacity` bytes in a sparse `file`, which is made that long. What the guest writes takes space of the
-/// host's file system, what it discards gives it back. A full host file system is an I/O error for the guest, a count in
+/// host's file system, what it discards or makes zeros gives it back. It can write where [`ScratchHandle::open`] says so
+/// and nowhere else: so the ranges are the most of the host's disk that a guest can take. A full host file system is an I/O error for the guest, a count in
 /// the stats and a fault for the operator.
 ///
 /// # Errors
@@ -69,7 +71,8 @@ pub fn scratch(
     if u64::try_from(stat.st_size) != Ok(capacity) {
         file.set_len(capacity).map_err(|source| ScratchError::Resize { capacity, source })?;
     }
-    let disk = Arc::new(Scratch { file: RawFile::new(file, false).map_err(ScratchError::File)? });
+    let file = RawFile::new(file, false).map_err(ScratchError::File)?;
+    let disk = Arc::new(Scratch { file, ranges: WritableRanges::default() });
     let device = BlockDevice::new("scratch", TRAITS, &disk, threads, on_fault);
     let service = device.service().clone();
     Ok((device, ScratchHandle { disk, service }))
@@ -83,6 +86,23 @@ pub struct ScratchHandle {
 }
 
 impl ScratchHandle {
+    /// The guest may write to these bytes from now on. A range that is open already stays open.
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn open(&self, offset: u64, length: u64) -> Result<(), RangeError> {
+        self.disk.ranges.open(offset, length, self.disk.file.size())
+    }
+
+    /// The guest may not write to the range that begins here any more; waits up to 5 s for writes that are under way.
+    /// Harmless if there is none.
+    ///
+    /// # Errors
+    /// [`RangeError::StillWritten`]: no write begins any more, but one may still end.
+    pub fn close(&self, offset: u64) -> Result<(), RangeError> {
+        self.disk.ranges.close(offset)
+    }
+
     /// Bytes of the host's disk that the scratch disk takes now: the pod's ephemeral storage.
     ///
     /// # Errors
@@ -100,6 +120,7 @@ impl ScratchHandle {
 
 struct Scratch {
     file: RawFile,
+    ranges: WritableRanges,
 }
 
 impl Storage for Scratch {
@@ -112,6 +133,7 @@ impl Storage for Scratch {
     }
 
     fn write(&self, at: u64, from: &mut GuestBuffers) -> io::Result<()> {
+        let _leases = self.ranges.lease(at, from.done() + from.remaining())?;
         self.file.write(at, from)
     }
 
@@ -120,24 +142,31 @@ impl Storage for Scratch {
     }
 
     fn discard(&self, range: &Range) -> io::Result<()> {
+        let _leases = self.ranges.lease(range.at, range.length)?;
         self.file.discard(range)
     }
 
+    /// Always without space: zeros that keep theirs would take all of the host's disk with a few requests.
     fn write_zeroes(&self, range: &Range) -> io::Result<()> {
-        self.file.write_zeroes(range)
+        let _leases = self.ranges.lease(range.at, range.length)?;
+        self.file.punch(range)
     }
 }
 
 impl Kept for Scratch {
     fn keep(&self) -> Value {
-        serde_json::json!({ "capacity": self.file.size() })
+        serde_json::json!({ "capacity": self.file.size(), "ranges": self.ranges.all() })
     }
 
     fn take_over(&self, kept: Value) -> Result<(), String> {
         let capacity = kept.get("capacity").and_then(Value::as_u64);
-        if capacity == Some(self.file.size()) {
-            return Ok(());
+        if capacity != Some(self.file.size()) {
+            return Err(format!("a capacity of {capacity:?}, and the file has {}", self.file.size()));
         }
-        Err(format!("a capacity of {capacity:?}, and the file has {}", self.file.size()))
+        let ranges = kept.get("ranges").cloned().unwrap_or(Value::Array(Vec::new()));
+        let ranges: Vec<(u64, u64)> = serde_json::from_value(ranges).map_err(|e| format!("ranges: {e}"))?;
+        ranges.iter().try_for_each(|(offset, length)| {
+            self.ranges.open(*offset, *length, self.file.size()).map_err(|e| e.to_string())
+        })
     }
 }

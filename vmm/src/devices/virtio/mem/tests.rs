@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::virtio::driver_side::{Driver, INDIRECT, NEXT, WRITE};
+use crate::devices::virtio::driver::{Driver, INDIRECT, NEXT, WRITE};
 use crate::devices::virtio::release::tests::{allocated, shared_memory};
 
 const START: u64 = 64 << 20;

@@ -1,13 +1,14 @@
 //! Chains that no driver should make: each is answered or given back, and the next request works.
 
 use super::*;
-use crate::devices::virtio::driver_side::{INDIRECT, NEXT};
+use crate::devices::virtio::driver::{INDIRECT, NEXT};
 
 /// Nothing of it is memory.
 const NOWHERE: u64 = 0x4000_0000;
 
 fn rig() -> (Rig, ScratchHandle) {
     let (device, handle) = scratch(temporary_file(&[]), 1 << 20, &threads(), no_faults()).unwrap();
+    handle.open(0, 1 << 20).unwrap();
     (Rig::new(device), handle)
 }
 
@@ -204,7 +205,7 @@ fn a_ring_that_lies_stops_the_device_until_it_is_reset() {
     let (mut rig, _) = rig();
     still_works(&mut rig);
     rig.driver.lie(0x4000);
-    crate::devices::virtio::driver_side::until("the device asks for a reset", || {
+    crate::devices::virtio::driver::until("the device asks for a reset", || {
         rig.driver.interrupt.pending() & 2 != 0
     });
     // A head that is no descriptor breaks it as well.
@@ -212,7 +213,7 @@ fn a_ring_that_lies_stops_the_device_until_it_is_reset() {
     let mut rig = Rig::new(rig.device);
     still_works(&mut rig);
     rig.driver.offer(500);
-    crate::devices::virtio::driver_side::until("the device asks for a reset", || {
+    crate::devices::virtio::driver::until("the device asks for a reset", || {
         rig.driver.interrupt.pending() & 2 != 0
     });
     rig.device.reset();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk as blk;
 
 use super::*;
-use crate::devices::virtio::driver_side::{Driver, WRITE, memory};
+use crate::devices::virtio::driver::{Driver, WRITE, memory};
 use crate::devices::virtio::{Memory, VirtioDevice};
 
 pub(super) const OK: u8 = 0;

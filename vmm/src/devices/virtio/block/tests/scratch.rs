@@ -6,6 +6,7 @@ const CAPACITY: u64 = 8 << 20;
 
 fn rig() -> (Rig, ScratchHandle) {
     let (device, handle) = scratch(temporary_file(&[]), CAPACITY, &threads(), no_faults()).unwrap();
+    handle.open(0, CAPACITY).unwrap();
     (Rig::new(device), handle)
 }
 
@@ -50,13 +51,46 @@ fn discarding_gives_the_space_back_and_zeroes_stay_zeroes() {
     assert_eq!(rig.ranges(blk::VIRTIO_BLK_T_DISCARD, &[(0, 512, 0), (1024, 256, 0), (9, 0, 0)]), OK);
     let left = handle.allocated().unwrap();
     assert!(left <= full - (384 << 10), "{left} of {full}");
-    // Zeroes that keep their space, and zeroes that do not.
+    // Zeroes, with the hint that they need no space and without.
     assert_eq!(rig.ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(512, 8, 0), (1280, 256, 1)]), OK);
     assert!(handle.allocated().unwrap() < left);
     assert_eq!(rig.read(511, 512 * 10).1[512..512 * 9], [0; 4096]);
     assert_eq!(rig.read(512 + 8, 512).1, [7; 512]);
     assert_eq!(rig.read(1280, 256 * 512), (OK, vec![0; 256 * 512]));
     assert_eq!(handle.stats().discards, 2);
+}
+
+#[test]
+fn zeroes_take_no_space_of_the_host_however_they_are_asked_for() {
+    let (mut rig, handle) = rig();
+    for unmap in [0, 1] {
+        let all = (CAPACITY / 512) as u32;
+        assert_eq!(rig.ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(0, all, unmap)]), OK);
+        assert_eq!(handle.allocated().unwrap(), 0, "unmap {unmap}");
+    }
+}
+
+#[test]
+fn what_hulld_did_not_open_cannot_be_written_and_takes_nothing_of_the_host() {
+    let (device, handle) = scratch(temporary_file(&[]), CAPACITY, &threads(), no_faults()).unwrap();
+    let mut rig = Rig::new(device);
+    handle.open(1 << 20, 1 << 20).unwrap();
+    let bytes = pattern(4096);
+    for sector in [0, 2047, 2048 + 2041, 4096] {
+        assert_eq!(rig.write(sector, &bytes), IO_ERROR, "{sector}");
+        assert_eq!(
+            rig.read(sector, 512).0,
+            OK,
+            "reading is harmless: partition tables are looked for everywhere"
+        );
+    }
+    assert_eq!(rig.ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(0, 8, 0)]), IO_ERROR);
+    assert_eq!(rig.ranges(blk::VIRTIO_BLK_T_DISCARD, &[(2040, 16, 0)]), IO_ERROR);
+    assert_eq!(handle.allocated().unwrap(), 0);
+    assert_eq!(rig.write(2048, &bytes), OK);
+    assert_eq!(rig.read(2048, 4096), (OK, bytes.clone()));
+    handle.close(1 << 20).unwrap();
+    assert_eq!(rig.write(2048, &bytes), IO_ERROR);
 }
 
 #[test]
@@ -77,6 +111,7 @@ fn a_full_host_is_an_error_for_the_guest_a_count_and_a_fault_for_the_operator() 
         let _ = told.send(format!("{device}: {message}"));
     });
     let (device, handle) = scratch(file.into(), 16 << 20, &threads(), on_fault).unwrap();
+    handle.open(0, 16 << 20).unwrap();
     let mut rig = Rig::new(device);
     let bytes = vec![1; 512 << 10];
     assert_eq!(rig.write(0, &bytes), OK);

@@ -12,7 +12,7 @@ use super::super::protocol::Traits;
 use super::super::request::Range;
 use super::super::storage::Storage;
 use super::*;
-use crate::devices::virtio::driver_side::until;
+use crate::devices::virtio::driver::until;
 
 /// A disk whose odd sectors are on a slow medium: reading them waits until the gate is open.
 #[derive(Default)]
@@ -170,7 +170,11 @@ fn a_pause_waits_for_what_is_under_way_and_takes_nothing_new() {
 #[test]
 fn a_saved_device_goes_on_elsewhere_with_what_was_in_its_queue() {
     let file = temporary_file(&pattern(1 << 20));
-    let make = |file: File| scratch(file, 1 << 20, &threads(), no_faults()).unwrap().0;
+    let make = |file: File| {
+        let (device, handle) = scratch(file, 1 << 20, &threads(), no_faults()).unwrap();
+        handle.open(0, 1 << 20).unwrap();
+        device
+    };
     let mut rig = Rig::new(make(file.try_clone().unwrap()));
     for sector in 0..5 {
         assert_eq!(rig.read(sector, 512).0, OK);
@@ -184,7 +188,7 @@ fn a_saved_device_goes_on_elsewhere_with_what_was_in_its_queue() {
     let mut other = make(file);
     other.restore(state.inner.clone()).unwrap();
     let queue = state.queues[0].restore(other.queue_sizes()[0]).unwrap();
-    let mut activation = crate::devices::virtio::driver_side::activation(
+    let mut activation = crate::devices::virtio::driver::activation(
         &rig.driver.memory,
         &rig.driver.interrupt,
         other.features(),
@@ -229,7 +233,9 @@ fn a_reset_device_leaves_memory_alone_and_can_be_activated_again() {
 
 #[test]
 fn thousands_of_requests_at_once_are_all_served_and_interrupts_are_few() {
-    let (device, _) = scratch(temporary_file(&pattern(1 << 20)), 1 << 20, &threads(), no_faults()).unwrap();
+    let (device, handle) =
+        scratch(temporary_file(&pattern(1 << 20)), 1 << 20, &threads(), no_faults()).unwrap();
+    handle.open(0, 1 << 20).unwrap();
     let mut rig = Rig::new(device);
     let (mut offered, mut seen) = (0, 0);
     while seen < 5000 {

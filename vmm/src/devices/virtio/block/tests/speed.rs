@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::devices::virtio::driver_side::activation;
+use crate::devices::virtio::driver::activation;
 
 const FILE: u64 = 256 << 20;
 
@@ -14,7 +14,7 @@ fn run(threads: usize, file: &File, depth: u64, length: u32, count: u64, sequent
     let (mut device, handle) = images(&group, no_faults());
     let extent = handle.add("file", for_reading(file), FILE).unwrap();
     let memory = memory(16 << 20);
-    let line = crate::devices::virtio::driver_side::interrupt();
+    let line = crate::devices::virtio::driver::interrupt();
     let mut driver = Driver::new(&memory, &line, 0, 128);
     device.activate(activation(&memory, &line, device.features(), std::slice::from_ref(&driver))).unwrap();
     let (mut offered, mut seen, mut place) = (0, 0, 1_u64);
