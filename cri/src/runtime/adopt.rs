@@ -217,24 +217,26 @@ impl Runtime {
     /// Its agent is asked to end it; should that fail, its cgroup is cleared, and a living agent notices the removal of
     /// its directory.
     async fn end_unknown_pod(&self, id: &str) {
-        // The record knew whether the pod's cgroup was hull's. If it was, it is the group with the pod's id here, and
-        // goes with all that is in it.
-        let parent = self.config.cgroup.parent.clone();
-        let levels = parent.split('/').filter(|part| !part.is_empty()).count() as u32;
-        let place = Place {
-            id: id.to_owned(),
-            directory: self.pod_directory(id),
-            cgroup_parent: parent,
-            cgroup_levels: levels,
-        };
+        let directory = self.pod_directory(id);
+        let remembered = self.launchers.values().find_map(|launcher| {
+            launcher.remembers(id, &directory).map(|place| (Arc::clone(launcher), place))
+        });
+        let (launcher, place) = remembered.unwrap_or_else(|| {
+            // The record knew whether the pod's cgroup was hull's. If it was, it is the group with the pod's id here,
+            // and goes with all that is in it.
+            let cgroup_parent = self.config.cgroup.parent.clone();
+            let cgroup_levels = cgroup_parent.split('/').filter(|part| !part.is_empty()).count() as u32;
+            let place =
+                Place { id: id.to_owned(), directory: directory.clone(), cgroup_parent, cgroup_levels };
+            (Arc::clone(&self.launcher), place)
+        });
         let ending = async {
-            let (agent, _events) = self.launcher.reconnect(&place).await?;
+            let (agent, _events) = launcher.reconnect(&place).await?;
             agent.order("stop the pod", request::Call::StopSandbox(StopSandbox {}), Slots::default()).await
         };
         if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, ending).await {
             tracing::debug!(pod = id, %error, "no agent to ask");
         }
-        let (launcher, directory) = (Arc::clone(&self.launcher), place.directory.clone());
         let cleared = blocking(move || launcher.clear(&place, &[])).await;
         if let Ok(Err(error)) = cleared {
             tracing::warn!(pod = id, %error, "cannot clear away the cgroup of a pod that has no record");

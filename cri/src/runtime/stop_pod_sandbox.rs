@@ -35,16 +35,22 @@ impl Runtime {
     }
 
     /// The order of a pod that is to be ended. An agent that hangs in the start of a container must not keep its pod
-    /// alive: with its death the start fails, and the order is free.
-    pub(super) async fn order_to_end<'a>(&self, pod: &'a Arc<Pod>) -> RwLockWriteGuard<'a, ()> {
+    /// alive: with its death the start fails, and the order is free. None: whoever holds it waits for something else
+    /// that will not come, the server of a mount source say, and finds the pod gone should it ever go on.
+    pub(super) async fn order_to_end<'a>(&self, pod: &'a Arc<Pod>) -> Option<RwLockWriteGuard<'a, ()>> {
         if let Ok(order) = tokio::time::timeout(COURTESY, pod.order.write()).await {
-            return order;
+            return Some(order);
         }
         tracing::warn!(pod = pod.id(), "an operation in the pod does not end; the pod is killed");
+        pod.set_ending(true);
         if let Err(error) = self.clear(pod).await {
             tracing::warn!(pod = pod.id(), %error, "cannot kill the pod");
         }
-        pod.order.write().await
+        let order = tokio::time::timeout(COURTESY, pod.order.write()).await.ok();
+        if order.is_none() {
+            tracing::warn!(pod = pod.id(), "an operation outlives its pod");
+        }
+        order
     }
 
     /// The caller holds the pod's order.

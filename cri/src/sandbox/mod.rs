@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -251,6 +251,12 @@ pub trait Launcher: Debug + Send + Sync {
     /// levels that hull made. Blocks, for some seconds at most.
     fn clear(&self, place: &Place, leaves: &[String]) -> Result<(), SandboxError>;
 
-    /// Removes what it has of pods that are not among these. Blocks.
+    /// Where a pod lives that it made and keeps a record of itself, for when hulld's own record of the pod is lost;
+    /// `directory` is the pod's volatile one.
+    fn remembers(&self, _id: &str, _directory: &Path) -> Option<Place> {
+        None
+    }
+
+    /// Removes what it has of pods that are not among these, processes too. Blocks.
     fn sweep(&self, _pods: &BTreeSet<String>) {}
 }

@@ -15,11 +15,14 @@ use hull_agent::protocol::messages::{self as agent, request as agent_request, re
 use hull_vmm::protocol::messages::{self as vmm, event, request, response};
 use rustix::rand::GetRandomFlags;
 
+use super::artifacts::Artifacts;
 use super::cgroup::Entry;
 use super::control::{Control, VmmEvents};
 use super::door::Door;
-use super::machine::{Machine, Parts, tail, unexpected};
+use super::logs::{CONSOLE, VMM as LOG, tail};
+use super::machine::{Machine, Parts, State, unexpected};
 use super::network::Uplink;
+use super::process::Process;
 use super::record::MachineRecord;
 use super::scratch::{self, CAPACITY, Scratch};
 use super::{Inner, ids, network, size, watch};
@@ -28,9 +31,6 @@ use crate::runtime::now;
 use crate::sandbox::agent::ANSWER_TIME;
 use crate::sandbox::{Agent, Events as AgentEvents, Launched, Nascent, Outside, Place, SandboxError, Slots};
 
-/// What hull-vmm writes to stderr, and what the guest's kernel writes to its console.
-pub(super) const LOG: &str = "vmm.log";
-pub(super) const CONSOLE: &str = "console.log";
 /// How long a guest may take to boot. On hardware it takes a fraction of a second; where KVM itself is emulated, many.
 const BOOT: Duration = Duration::from_secs(90);
 /// How often a guest that has not said that it is up is asked, and how long it may take to answer then.
@@ -73,11 +73,29 @@ pub(super) fn begin(
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(SandboxError::host("make the directory", directory))?;
     }
-    let base = launcher.ids.take().ok_or_else(|| {
+    let base = launcher.ids.take(&place.id).ok_or_else(|| {
         SandboxError::Unsupported(
             "there are as many machines on this node as there are ranges of user ids".into(),
         )
     })?;
+    let begun = begin_with(launcher, place, config, &artifacts, size, base, home.clone());
+    if begun.is_err() {
+        // Nobody clears away what was never begun.
+        let _ = fs::remove_dir_all(&home);
+        launcher.ids.give_back(base, &place.id);
+    }
+    begun
+}
+
+fn begin_with(
+    launcher: &Arc<Inner>,
+    place: &Place,
+    config: &PodSandboxConfig,
+    artifacts: &Artifacts,
+    size: size::Size,
+    base: u32,
+    home: PathBuf,
+) -> Result<Newborn, SandboxError> {
     let record = MachineRecord {
         id: place.id.clone(),
         uid_base: base,
@@ -85,6 +103,8 @@ pub(super) fn begin(
         memory: size.memory,
         memory_max: size.memory_max,
         block_slots: BLOCK_SLOTS,
+        cgroup_parent: place.cgroup_parent.clone(),
+        cgroup_levels: place.cgroup_levels,
         ..Default::default()
     };
     record.store(&home).map_err(SandboxError::host("write the machine's record in", &home))?;
@@ -182,6 +202,9 @@ impl Newborn {
             response::Outcome::Booted(booted) => booted.pid,
             _ => return Err(unexpected(action)),
         };
+        // One that has ended already is found out below.
+        record.vmm_started = Process::find(record.vmm_pid).and_then(|vmm| vmm.started()).unwrap_or(0);
+        record.cgroup_levels = created_levels;
         record.store(&home).map_err(SandboxError::host("write the machine's record in", &home))?;
         let door = Arc::new(door);
         let (agent, agent_events) = wait_for_agent(&control, &mut events, &door, &place.directory).await?;
@@ -195,7 +218,8 @@ impl Newborn {
         let agent = Arc::new(agent);
         let scratch = Scratch::of(&home, launcher.machines.templates());
         let parts = Parts {
-            record,
+            id: place.id.clone(),
+            state: State::new(record),
             home,
             directory: place.directory.clone(),
             cgroup_parent: place.cgroup_parent.clone(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hull_vmm::protocol::FrameReader;
-use hull_vmm::protocol::messages::{Message, event, message::Body, request, response};
+use hull_vmm::protocol::messages::{Message, error::Code, event, message::Body, request, response};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -97,6 +97,18 @@ impl Control {
         call: request::Call,
         fds: Vec<OwnedFd>,
     ) -> Result<response::Outcome, SandboxError> {
+        match self.ask(action, call, fds).await? {
+            response::Outcome::Error(error) => Err(SandboxError::Machine { action, reason: error.message }),
+            outcome => Ok(outcome),
+        }
+    }
+
+    async fn ask(
+        &self,
+        action: &'static str,
+        call: request::Call,
+        fds: Vec<OwnedFd>,
+    ) -> Result<response::Outcome, SandboxError> {
         let failed = |reason: &str| SandboxError::Machine { action, reason: reason.to_owned() };
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let message = Message::request(id, call, fds.len());
@@ -110,7 +122,6 @@ impl Control {
             return Err(failed(&error.to_string()));
         }
         match tokio::time::timeout(ANSWER_TIME, answer).await {
-            Ok(Ok(response::Outcome::Error(error))) => Err(failed(&error.message)),
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => Err(SandboxError::Lost("its VMM closed the connection".into())),
             Err(_) => {
@@ -127,10 +138,27 @@ impl Control {
         call: request::Call,
         fds: Vec<OwnedFd>,
     ) -> Result<(), SandboxError> {
-        match self.call(action, call, fds).await? {
-            response::Outcome::Done(_) => Ok(()),
-            _ => Err(SandboxError::Machine { action, reason: "its VMM gave an unexpected answer".into() }),
+        done(action, self.call(action, call, fds).await?)
+    }
+
+    /// [`Self::order`] to a VMM that may be of an earlier hull, which does without.
+    pub(super) async fn order_if_known(
+        &self,
+        action: &'static str,
+        call: request::Call,
+    ) -> Result<(), SandboxError> {
+        match self.ask(action, call, Vec::new()).await? {
+            response::Outcome::Error(error) if error.code() == Code::UnknownCall => Ok(()),
+            response::Outcome::Error(error) => Err(SandboxError::Machine { action, reason: error.message }),
+            outcome => done(action, outcome),
         }
+    }
+}
+
+fn done(action: &'static str, outcome: response::Outcome) -> Result<(), SandboxError> {
+    match outcome {
+        response::Outcome::Done(_) => Ok(()),
+        _ => Err(SandboxError::Machine { action, reason: "its VMM gave an unexpected answer".into() }),
     }
 }
 
@@ -161,8 +189,15 @@ mod tests {
             connection.send(&Message::response(frame.message.id, done), &[]).unwrap();
             let frame = connection.recv().unwrap().unwrap();
             let error = messages::Error { message: "no such slot".into(), ..Default::default() };
-            let answer = Message::response(frame.message.id, response::Outcome::Error(error));
+            let answer = Message::response(frame.message.id, response::Outcome::Error(error.clone()));
             connection.send(&answer, &[]).unwrap();
+            // An older one that does not know a call, and a newer one that fails at it.
+            let unknown = messages::Error { code: Code::UnknownCall.into(), ..Default::default() };
+            for error in [unknown, error] {
+                let frame = connection.recv().unwrap().unwrap();
+                let answer = Message::response(frame.message.id, response::Outcome::Error(error));
+                connection.send(&answer, &[]).unwrap();
+            }
         });
         let (control, mut events) = Control::connect(ours).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
@@ -171,6 +206,8 @@ mod tests {
         let clear = request::Call::ClearSlot(messages::ClearSlot { slot: 9 });
         let error = control.order("change", clear.clone(), Vec::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot change the pod's machine: no such slot");
+        control.order_if_known("change", clear.clone()).await.unwrap();
+        assert!(control.order_if_known("change", clear.clone()).await.is_err());
         vmm.join().unwrap();
         assert!(matches!(events.recv().await, Some(event::Kind::Panicked(_))));
         assert!(events.recv().await.is_none(), "the events end with the VMM");

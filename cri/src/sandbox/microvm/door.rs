@@ -1,16 +1,21 @@
 //! The way into a machine: the socket whose connections become streams to the guest's agent.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hull_agent::protocol::messages::{Hello, hello, slot};
 use prost::Message as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 
 use crate::sandbox::{Connection, Pipe, Streams};
 
@@ -20,17 +25,22 @@ const VSOCK: &str = "vsock.sock";
 const CONTROL: &str = "vmm.sock";
 /// What one read of a relay takes.
 const CHUNK: usize = 64 << 10;
+/// How often a stream looks whether anybody in hulld still has the other end of its pipe.
+const LOOK: Duration = Duration::from_secs(2);
+/// Streams of one pod that may wait for nothing but its guest.
+const LINGERING: usize = 64;
 
 /// The sockets of one pod's VMM.
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     directory: PathBuf,
+    lingering: Arc<Lingering>,
 }
 
 impl Door {
     /// Of the pod whose volatile directory this is.
     pub(super) fn of(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), lingering: Arc::default() }
     }
 
     /// The listeners that the VMM is born with: for streams, and for control connections.
@@ -98,18 +108,88 @@ impl Door {
     async fn carry_in(&self, number: u64, fd: OwnedFd) -> io::Result<()> {
         let stream = self.stream(number).await?;
         let pipe = pipe::Receiver::from_owned_fd(fd)?;
+        let watched = pipe.as_fd().try_clone_to_owned()?;
         let (mut back, mut there) = stream.into_split();
-        copy_buf(&mut BufReader::with_capacity(CHUNK, pipe), &mut there).await?;
-        there.shutdown().await?;
-        // Closed before the process has read all, the stream would be reset. Nothing ever comes back but the end.
-        back.read(&mut [0]).await.map(drop)
+        let carry = async {
+            copy_buf(&mut BufReader::with_capacity(CHUNK, pipe), &mut there).await?;
+            there.shutdown().await?;
+            // Closed before the process has read all, the stream would be reset. Nothing ever comes back but the end.
+            back.read(&mut [0]).await.map(drop)
+        };
+        // Once nobody writes any more the guest alone decides when it has read all, and may never.
+        let left_to_the_guest = async {
+            while !is_abandoned(&watched) {
+                tokio::time::sleep(LOOK).await;
+            }
+            drop(watched);
+            self.lingering.wait_until_displaced().await;
+        };
+        tokio::select! {
+            carried = carry => carried,
+            () = left_to_the_guest => Err(io::Error::other("the guest does not read what it was sent")),
+        }
     }
 
-    /// What the process writes goes into the pipe, to its end.
+    /// What the process writes goes into the pipe, to its end, or until nobody reads it any more.
     async fn carry_out(&self, number: u64, fd: OwnedFd) -> io::Result<()> {
         let stream = self.stream(number).await?;
         let mut pipe = pipe::Sender::from_owned_fd(fd)?;
-        copy_buf(&mut BufReader::with_capacity(CHUNK, stream), &mut pipe).await.map(drop)
+        let watched = pipe.as_fd().try_clone_to_owned()?;
+        let unread = async {
+            while !is_abandoned(&watched) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let mut stream = BufReader::with_capacity(CHUNK, stream);
+        tokio::select! {
+            carried = copy_buf(&mut stream, &mut pipe) => carried.map(drop),
+            () = unread => Ok(()),
+        }
+    }
+}
+
+/// Whether nobody has the other end of a pipe any more.
+fn is_abandoned(pipe: &OwnedFd) -> bool {
+    let mut look = [PollFd::new(pipe, PollFlags::empty())];
+    let told = poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    told.is_ok_and(|count| count > 0) && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+/// Streams that only the guest can end: the most recent ones may wait for that, as each has descriptors of hulld.
+#[derive(Debug, Default)]
+struct Lingering(Mutex<VecDeque<Arc<Notify>>>);
+
+impl Lingering {
+    fn all(&self) -> MutexGuard<'_, VecDeque<Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when enough others have come later. Given up, it makes room.
+    async fn wait_until_displaced(&self) {
+        let displaced = Arc::new(Notify::new());
+        {
+            let mut all = self.all();
+            if all.len() >= LINGERING
+                && let Some(oldest) = all.pop_front()
+            {
+                oldest.notify_one();
+            }
+            all.push_back(Arc::clone(&displaced));
+        }
+        let _place = Place { lingering: self, displaced: &displaced };
+        displaced.notified().await;
+    }
+}
+
+/// One's place among those that linger, as long as this lives.
+struct Place<'a> {
+    lingering: &'a Lingering,
+    displaced: &'a Arc<Notify>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.lingering.all().retain(|one| !Arc::ptr_eq(one, self.displaced));
     }
 }
 
@@ -183,5 +263,59 @@ mod tests {
             }
         };
         tokio::time::timeout(std::time::Duration::from_secs(5), refused).await.unwrap();
+    }
+
+    /// A guest that takes streams, reads nothing, writes nothing and ends nothing.
+    fn silent(listener: UnixListener) -> std::sync::mpsc::Receiver<StdUnixStream> {
+        let (sender, streams) = std::sync::mpsc::channel();
+        std::thread::spawn(move || while sender.send(accept(&listener).0).is_ok() {});
+        streams
+    }
+
+    fn has_ended(stream: &StdUnixStream) -> bool {
+        stream.set_nonblocking(true).unwrap();
+        !matches!((&*stream).read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn output_that_a_guest_never_ends_is_given_up_with_its_reader() {
+        let directory = tempfile::tempdir().unwrap();
+        let door = Door::of(directory.path());
+        let (listener, _control) = door.listen().unwrap();
+        let streams = silent(listener);
+        let (ours, theirs) = crate::streaming::pipes::output().unwrap();
+        door.carry(Pipe::Output(theirs));
+        let stream = tokio::task::spawn_blocking(move || streams.recv().unwrap()).await.unwrap();
+        drop(ours);
+        let ended = async {
+            while !has_ended(&stream) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn input_that_a_guest_never_reads_costs_a_bounded_number_of_descriptors() {
+        let directory = tempfile::tempdir().unwrap();
+        let door = Door::of(directory.path());
+        let (listener, _control) = door.listen().unwrap();
+        let streams = silent(listener);
+        for _ in 0..LINGERING + 20 {
+            let (ours, theirs) = crate::streaming::pipes::input().unwrap();
+            door.carry(Pipe::Input(theirs));
+            drop(ours);
+        }
+        let taken = move || (0..LINGERING + 20).map(|_| streams.recv().unwrap()).collect::<Vec<_>>();
+        let taken = tokio::task::spawn_blocking(taken).await.unwrap();
+        // The write side of each is shut down at once, so what tells is whether the other one is closed, too.
+        let is_closed = |stream: &&StdUnixStream| (&**stream).write(&[0]).is_err();
+        let enough = async {
+            while taken.iter().filter(is_closed).count() < 20 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), enough).await.unwrap();
+        assert!(door.lingering.all().len() <= LINGERING);
     }
 }

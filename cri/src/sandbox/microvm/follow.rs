@@ -124,18 +124,24 @@ async fn bring_up_to_date(machine: &Machine, volume: &Volume) {
 }
 
 async fn write(machine: &Machine, volume: &Volume) -> Result<(), SandboxError> {
-    let _turn = machine.writing.lock().await;
+    let mut written = machine.written().await;
     let path = PathBuf::from(&volume.host_path);
     let failed = SandboxError::host("copy the volume", path.clone());
     let taking = tokio::task::spawn_blocking(move || Snapshot::take(&path, SINGLE));
     let snapshot = taking.await.map_err(io::Error::other).and_then(|taken| taken).map_err(failed)?;
     let generation = snapshot.generation();
+    if written.get(&volume.id) == Some(&generation) {
+        return Ok(());
+    }
+    // Until the last piece is there nobody knows what the machine has.
+    written.remove(&volume.id);
     let mut requests = snapshot.into_requests().into_iter().peekable();
     while let Some(entries) = requests.next() {
         let last = requests.peek().is_none();
         let call = WriteVolume { id: volume.id.clone(), generation, entries, last };
         machine.tell("write a volume", request::Call::WriteVolume(call)).await?;
     }
+    written.insert(volume.id.clone(), generation);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! One pod's machine while it runs, as hulld holds it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hull_agent::protocol::messages::{self as agent, request as agent_request};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::Control;
 use super::door::Door;
+use super::process::Process;
 use super::record::MachineRecord;
 use super::scratch::Scratch;
 use crate::sandbox::{Agent, Obituary, SandboxError, Slots};
@@ -29,21 +31,41 @@ pub(super) struct Machine {
     pub(super) directory: PathBuf,
     /// As in [`crate::sandbox::Place`].
     pub(super) cgroup_parent: String,
-    record: Mutex<MachineRecord>,
-    /// Held by whoever changes what the machine has: disks, volumes, slots. Such work blocks, on threads that may.
-    pub(super) order: Mutex<()>,
+    state: Arc<State>,
     pub(super) control: Control,
     pub(super) door: Arc<Door>,
     pub(super) agent: Arc<Agent>,
     pub(super) scratch: Scratch,
-    /// Held by whoever copies a volume into it: generations arrive in the order in which they were read.
-    pub(super) writing: tokio::sync::Mutex<()>,
-    /// oom_score_adj of its containers, as far as this hulld started them.
-    scores: Mutex<BTreeMap<String, i32>>,
     /// Why it ended, or is being ended, if anybody said so. What came first counts.
     cause: Mutex<Option<Obituary>>,
     /// Ends with the machine: its watch, its followers.
     pub(super) over: CancellationToken,
+}
+
+/// What is the same however often hulld connects to the machine anew: two with a record each would forget what the other
+/// one wrote.
+#[derive(Debug)]
+pub(super) struct State {
+    record: Mutex<MachineRecord>,
+    /// Held by whoever changes what the machine has: disks, volumes, slots. Such work blocks, on threads that may.
+    order: Mutex<()>,
+    /// The generations of copied volumes that the machine has for certain, by the volume's id. Held by whoever copies
+    /// one: generations arrive in the order in which they were read.
+    written: tokio::sync::Mutex<BTreeMap<String, u64>>,
+    /// oom_score_adj of its containers, as far as this hulld started them.
+    scores: Mutex<BTreeMap<String, i32>>,
+}
+
+impl State {
+    /// Of a machine that this hulld had nothing to do with yet.
+    pub(super) fn new(record: MachineRecord) -> Arc<Self> {
+        Arc::new(Self {
+            record: Mutex::new(record),
+            order: Mutex::default(),
+            written: tokio::sync::Mutex::default(),
+            scores: Mutex::default(),
+        })
+    }
 }
 
 impl Drop for Machine {
@@ -54,7 +76,8 @@ impl Drop for Machine {
 
 /// What a machine is made of.
 pub(super) struct Parts {
-    pub(super) record: MachineRecord,
+    pub(super) id: String,
+    pub(super) state: Arc<State>,
     pub(super) home: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) cgroup_parent: String,
@@ -66,27 +89,29 @@ pub(super) struct Parts {
 
 impl Machine {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { record, home, directory, cgroup_parent, control, door, agent, scratch } = parts;
+        let Parts { id, state, home, directory, cgroup_parent, control, door, agent, scratch } = parts;
         Arc::new(Self {
-            id: record.id.clone(),
+            id,
             home,
             directory,
             cgroup_parent,
-            record: Mutex::new(record),
-            order: Mutex::new(()),
+            state,
             control,
             door,
             agent,
             scratch,
-            writing: tokio::sync::Mutex::new(()),
-            scores: Mutex::default(),
             cause: Mutex::new(None),
             over: CancellationToken::new(),
         })
     }
 
+    /// For another connection to the same machine.
+    pub(super) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
+    }
+
     fn locked(&self) -> MutexGuard<'_, MachineRecord> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at the record.
@@ -106,7 +131,12 @@ impl Machine {
 
     /// The turn to change what the machine has.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to copy a volume into the machine, with the generations that it has.
+    pub(super) async fn written(&self) -> tokio::sync::MutexGuard<'_, BTreeMap<String, u64>> {
+        self.state.written.lock().await
     }
 
     /// A container is (about to be) in it. All memory of the pod is the VMM's, so the kernel is told to spare the VMM as
@@ -125,13 +155,19 @@ impl Machine {
     }
 
     fn change_scores(&self, change: impl FnOnce(&mut BTreeMap<String, i32>)) {
-        let mut scores = self.scores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scores = self.state.scores.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut scores);
         let Some(score) = scores.values().min() else { return };
-        let path = format!("/proc/{}/oom_score_adj", self.with_record(|record| record.vmm_pid));
-        if let Err(error) = std::fs::write(path, score.to_string()) {
+        let set = self.vmm().and_then(|vmm| vmm.set_oom_score_adj(*score));
+        if let Err(error) = set {
             tracing::debug!(pod = self.id, score, %error, "cannot set how the kernel spares a VMM");
         }
+    }
+
+    /// Its VMM, if it has not ended.
+    pub(super) fn vmm(&self) -> io::Result<Process> {
+        let (pid, started) = self.with_record(|record| (record.vmm_pid, record.vmm_started));
+        Process::of(pid, started)
     }
 
     /// Notes why it ends.
@@ -190,10 +226,4 @@ impl Machine {
 
 pub(super) fn unexpected(action: &'static str) -> SandboxError {
     SandboxError::Machine { action, reason: "its VMM gave an answer that does not fit".into() }
-}
-
-/// The end of a text file, or nothing.
-pub(super) fn tail(path: &Path, length: usize) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(length)..]).trim().to_owned()
 }

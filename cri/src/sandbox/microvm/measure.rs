@@ -205,3 +205,31 @@ fn limits(wire: &CgroupUsage) -> Limits {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hull_agent::protocol::messages::measured;
+
+    #[test]
+    fn what_a_guest_tells_of_itself_has_an_end_and_no_strange_names() {
+        let named = |name: &str| measured::Interface { name: name.into(), ..Default::default() };
+        for name in ["", "sixteen-letters-", "a b", "a/b", "a\nb", "\u{1b}[0m", "\u{e4}"] {
+            assert!(interface(&named(name)).is_none(), "{name:?}");
+        }
+        assert!(interface(&named("fifteen-letters")).is_some());
+        let page = |size: String| wire::Hugepages { size, ..Default::default() };
+        let mut told = CgroupUsage {
+            io: vec![wire::DeviceIo::default(); 10_000],
+            hugepages: (0..10_000).map(|number| page(format!("{number}kB"))).collect(),
+            ..Default::default()
+        };
+        told.hugepages.insert(0, page("with a space".into()));
+        told.hugepages.insert(0, page("far-too-long-to-be-a-size".into()));
+        let believed = usage(&told);
+        assert_eq!((believed.io.len(), believed.hugepages.len()), (DEVICES, SIZES));
+        assert_eq!(believed.hugepages[0].size, "0kB");
+        let limits = (0..100_u64).map(|number| (format!("limit_{}", "x".repeat(number as usize)), number));
+        assert_eq!(ulimits(&limits.collect()).len(), 16);
+    }
+}

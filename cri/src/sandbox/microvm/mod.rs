@@ -13,11 +13,13 @@ mod control;
 mod door;
 mod follow;
 mod ids;
+mod logs;
 mod machine;
 mod measure;
 mod network;
 mod obituary;
 mod pour;
+mod process;
 mod record;
 mod refuse;
 mod scratch;
@@ -31,7 +33,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,7 +50,7 @@ use self::control::Control;
 use self::door::Door;
 use self::follow::Follower;
 use self::ids::IdRanges;
-use self::machine::{Machine, Parts};
+use self::machine::{Machine, Parts, State};
 use self::pour::Pour;
 use self::record::{MachineRecord, Machines};
 use self::scratch::Scratch;
@@ -109,8 +111,14 @@ impl Inner {
     async fn reconnect(self: &Arc<Self>, place: &Place) -> Result<(Arc<Agent>, Events), SandboxError> {
         let gone = |error: io::Error| SandboxError::Lost(error.to_string());
         let home = self.machines.directory(&place.id);
-        let record = MachineRecord::load(&home)
-            .ok_or_else(|| SandboxError::Lost("the record of its machine is lost".into()))?;
+        let known = self.running().get(&place.id).map(|machine| machine.state());
+        let state = match known {
+            Some(state) => state,
+            None => State::new(
+                MachineRecord::load(&home)
+                    .ok_or_else(|| SandboxError::Lost("the record of its machine is lost".into()))?,
+            ),
+        };
         let door = Arc::new(Door::of(&place.directory));
         let (control, events) = Control::connect(door.vmm().await.map_err(gone)?)?;
         let streams = Arc::clone(&door);
@@ -118,7 +126,8 @@ impl Inner {
         let agent = Arc::new(agent);
         let scratch = Scratch::of(&home, self.machines.templates());
         let parts = Parts {
-            record,
+            id: place.id.clone(),
+            state,
             home,
             directory: place.directory.clone(),
             cgroup_parent: place.cgroup_parent.clone(),
@@ -129,9 +138,14 @@ impl Inner {
         };
         let machine = Machine::new(parts);
         // Asked only now, so that nothing that it tells meanwhile is missed.
-        machine.status().await?;
+        let status = machine.status().await?;
         self.add(&machine);
         watch::start(self, &machine, place.clone(), events);
+        if machine.with_record(|record| record.volumes_served) && !status.volumes_served {
+            // It went while no hulld listened: what the guest has open of it is lost.
+            watch::end(self, &machine, place, "hull-virtiofsd has gone").await;
+            return Err(SandboxError::Lost("the server of its volumes is gone".into()));
+        }
         let (follower, followed) = (self.follower.clone(), Arc::clone(&machine));
         tokio::spawn(async move { follower.catch_up(&followed).await });
         Ok((agent, agent_events))
@@ -160,10 +174,12 @@ impl Inner {
                 return Err(SandboxError::Unexpected("the reading of a volume"));
             };
             let path = PathBuf::from(volume.host_path);
+            // It was asked for no more, but a guest says what it likes.
+            let content = read.content.get(..MESSAGE as usize).unwrap_or(&read.content).to_vec();
             blocking(move || {
                 // kubelet made the file; nobody else can write where it is.
                 let written = fs::OpenOptions::new().write(true).truncate(true).open(&path);
-                let written = written.and_then(|mut file| io::Write::write_all(&mut file, &read.content));
+                let written = written.and_then(|mut file| io::Write::write_all(&mut file, &content));
                 written.map_err(SandboxError::host("write the termination message to", &path))
             })
             .await?;
@@ -189,9 +205,26 @@ impl Inner {
             _ => {}
         }
         if let Some(record) = record {
-            self.ids.give_back(record.uid_base);
+            self.ids.give_back(record.uid_base, &place.id);
         }
         Ok(())
+    }
+
+    /// Of a machine whose pod nobody knows: whatever of it still runs, and its disk.
+    fn clear_unknown(&self, id: &str) -> Result<(), SandboxError> {
+        let home = self.machines.directory(id);
+        let record = MachineRecord::load(&home);
+        match record.as_ref().and_then(|record| record.place(Path::new(""))) {
+            Some(place) => self.clear(&place),
+            // Without a record nothing was ever started.
+            None => {
+                fs::remove_dir_all(&home).map_err(SandboxError::host("remove", home))?;
+                if let Some(record) = record {
+                    self.ids.give_back(record.uid_base, id);
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -210,7 +243,7 @@ impl MicrovmLauncher {
     /// The machines of `root`; `systemd`: slices are its. Begins to find out whether there can be any. Must be called inside the runtime.
     pub fn new(
         config: MachineConfig,
-        root: &std::path::Path,
+        root: &Path,
         ids: Arc<IdRanges>,
         images: Arc<ImageStore>,
         layout: &messages::CgroupLayout,
@@ -220,7 +253,7 @@ impl MicrovmLauncher {
             Machines::open(root).map_err(SandboxError::host("make the directory of machines in", root))?;
         for id in machines.ids() {
             if let Some(record) = MachineRecord::load(&machines.directory(&id)) {
-                ids.hold(record.uid_base);
+                ids.hold(record.uid_base, &id);
             }
         }
         let hierarchies = Hierarchies::open(layout).map_err(|error| SandboxError::Cgroup {
@@ -434,18 +467,15 @@ impl Launcher for MicrovmLauncher {
         self.0.clear(place)
     }
 
+    fn remembers(&self, id: &str, directory: &Path) -> Option<Place> {
+        MachineRecord::load(&self.0.machines.directory(id))?.place(directory)
+    }
+
     fn sweep(&self, pods: &BTreeSet<String>) {
         for id in self.0.machines.ids().iter().filter(|id| !pods.contains(*id)) {
-            let home = self.0.machines.directory(id);
-            let record = MachineRecord::load(&home);
-            match fs::remove_dir_all(&home) {
-                Ok(()) => tracing::warn!(pod = id, "the disk of a machine without a pod is removed"),
-                Err(error) => {
-                    tracing::warn!(pod = id, %error, "cannot remove the disk of a machine without a pod")
-                }
-            }
-            if let Some(record) = record {
-                self.0.ids.give_back(record.uid_base);
+            match self.0.clear_unknown(id) {
+                Ok(()) => tracing::warn!(pod = id, "a machine without a pod is removed"),
+                Err(error) => tracing::warn!(pod = id, %error, "cannot remove a machine without a pod"),
             }
         }
     }

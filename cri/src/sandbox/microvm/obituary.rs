@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::birth::{CONSOLE, LOG};
-use super::machine::tail;
+use super::logs::{CONSOLE, VMM as LOG, tail};
 use crate::sandbox::Obituary;
 
 /// From what is known: `oom_kills` of the pod's cgroup, what the VMM had told, and what it and the guest's kernel wrote.

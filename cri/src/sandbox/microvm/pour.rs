@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hull_agent::protocol::messages::{self as agent, Propagation, add_volume, mount, request, slot};
 use hull_images::{ImageStore, LayerId};
 use hull_vmm::protocol::messages::{self as vmm, request as vmm_request};
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, StatxFlags};
 use tokio::runtime::Handle;
 
 use super::classify::{Class, classify};
@@ -382,6 +382,11 @@ impl Pour<'_> {
                 record.ranges.iter_mut().filter(|one| is_it(one)).for_each(|one| one.formatted = true);
             })?;
         }
+        // The guest can write nowhere else, so that what it takes of the host's disk has an end.
+        let open = vmm::OpenScratch { offset: range.offset, length: range.length };
+        let call = vmm_request::Call::OpenScratch(open);
+        self.runtime
+            .block_on(self.machine.control.order_if_known("let a container write to the disk of", call))?;
         Ok(agent::Range { offset: range.offset, length: range.length })
     }
 
@@ -445,6 +450,9 @@ impl Machine {
         let log = vmm::RemoveLog { container_id: container.to_owned() };
         order("close a log of", vmm_request::Call::RemoveLog(log))?;
         for range in &ranges {
+            let close = vmm::CloseScratch { offset: range.offset };
+            let call = vmm_request::Call::CloseScratch(close);
+            runtime.block_on(self.control.order_if_known("take back the disk of a container in", call))?;
             self.scratch.punch(range.offset, range.length)?;
         }
         self.gone(container);
@@ -459,9 +467,11 @@ impl Machine {
 
 /// Whether it is a directory; what is neither that nor a regular file cannot be shared.
 fn is_directory(place: &OwnedFd, path: &Path) -> Result<bool, SandboxError> {
-    let status = rustix::fs::fstat(place)
+    // As the kernel knows it: its server is not asked, for it may be gone.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let status = rustix::fs::statx(place, "", flags, StatxFlags::BASIC_STATS)
         .map_err(|errno| SandboxError::host("look at the mount source", path)(errno.into()))?;
-    let what = match FileType::from_raw_mode(status.st_mode) {
+    let what = match FileType::from_raw_mode(u32::from(status.stx_mode)) {
         FileType::Directory => return Ok(true),
         FileType::RegularFile => return Ok(false),
         FileType::Socket => "a socket",

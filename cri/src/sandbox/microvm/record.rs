@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::sandbox::Place;
 use crate::store::frame;
 
 /// Name of the record in a machine's directory.
@@ -57,6 +58,19 @@ pub(super) struct MachineRecord {
     /// Block slots it was born with.
     #[prost(uint32, tag = "14")]
     pub(super) block_slots: u32,
+    /// As in [`Place`]: where its processes are, for whoever finds a machine whose pod has no record.
+    #[prost(string, tag = "15")]
+    pub(super) cgroup_parent: String,
+    #[prost(uint32, tag = "16")]
+    pub(super) cgroup_levels: u32,
+    /// When the VMM and hull-virtiofsd started, in clock ticks since the boot; 0: not known. See [`super::process`].
+    #[prost(uint64, tag = "17")]
+    pub(super) vmm_started: u64,
+    #[prost(uint64, tag = "18")]
+    pub(super) virtiofsd_started: u64,
+    /// The VMM has taken hull-virtiofsd: from then on the guest is lost without it.
+    #[prost(bool, tag = "19")]
+    pub(super) volumes_served: bool,
 }
 
 /// A part of the scratch disk.
@@ -151,6 +165,16 @@ pub(super) struct Layers {
 }
 
 impl MachineRecord {
+    /// Where its pod lives; `directory` is the pod's volatile one. None in the record of an older hulld.
+    pub(super) fn place(&self, directory: &Path) -> Option<Place> {
+        (!self.cgroup_parent.is_empty()).then(|| Place {
+            id: self.id.clone(),
+            directory: directory.to_owned(),
+            cgroup_parent: self.cgroup_parent.clone(),
+            cgroup_levels: self.cgroup_levels,
+        })
+    }
+
     /// Of the machine whose directory this is; None if there is none or it was torn.
     pub(super) fn load(directory: &Path) -> Option<Self> {
         let bytes = fs::read(directory.join(FILE)).ok()?;

@@ -1,7 +1,7 @@
 //! Host paths in a machine: one hull-virtiofsd for a pod, started when the first is asked for. Each path is a mount of
 //! its own below /volumes in that process's mount namespace, and nothing else is there.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,12 +15,13 @@ use hull_vmm::protocol::messages::{self as vmm, request, response};
 
 use super::cgroup::Cgroups;
 use super::control::Control;
-use super::machine::{Machine, tail, unexpected};
-use super::record::Volume;
+use super::logs::{VIRTIOFSD as LOG, tail};
+use super::machine::{Machine, unexpected};
+use super::process::Process;
+use super::record::{MachineRecord, Volume};
+use crate::sandbox::reach::reach;
 use crate::sandbox::{Place, SandboxError};
 
-/// What hull-virtiofsd writes to stderr.
-const LOG: &str = "virtiofsd.log";
 /// Most files that are open for one guest at a time.
 const OPEN_FILES: u64 = 200_000;
 /// It has little memory of its own.
@@ -48,24 +49,24 @@ impl Exporter {
         volume: &Volume,
         place: OwnedFd,
     ) -> Result<(), SandboxError> {
-        let pid = match machine.with_record(|record| record.virtiofsd_pid) {
-            0 => self.start(machine, program).await?,
-            pid => pid,
-        };
-        let (vmm, volume) = (machine.with_record(|record| record.vmm_pid), volume.clone());
-        let attaching = tokio::task::spawn_blocking(move || attach(vmm, pid, &volume, &place));
+        // One that the VMM never took ended with the hulld that had started it.
+        if !machine.with_record(|record| record.volumes_served) {
+            self.start(machine, program).await?;
+        }
+        let (record, volume) = (machine.with_record(Clone::clone), volume.clone());
+        let attaching = tokio::task::spawn_blocking(move || attach(&record, &volume, &place));
         attaching.await.map_err(|error| SandboxError::Source(error.to_string()))?
     }
 
-    async fn start(&self, machine: &Arc<Machine>, program: &Path) -> Result<i32, SandboxError> {
-        let (control, pid) = self.launch(machine, program).await?;
+    async fn start(&self, machine: &Arc<Machine>, program: &Path) -> Result<(), SandboxError> {
+        let control = self.launch(machine, program).await?;
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.retain(|(id, _)| *id != machine.id);
         servers.push((machine.id.clone(), Arc::new(control)));
-        Ok(pid)
+        Ok(())
     }
 
-    async fn launch(&self, machine: &Arc<Machine>, program: &Path) -> Result<(Control, i32), SandboxError> {
+    async fn launch(&self, machine: &Arc<Machine>, program: &Path) -> Result<Control, SandboxError> {
         let action = "start the server of volumes for";
         let failed = |error: io::Error| SandboxError::machine(action)(error);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -99,10 +100,12 @@ impl Exporter {
             response::Outcome::Booted(booted) => booted.pid,
             _ => return Err(unexpected(action)),
         };
-        machine.change(|record| record.virtiofsd_pid = pid)?;
+        let started = Process::find(pid).and_then(|process| process.started()).map_err(failed)?;
+        machine.change(|record| (record.virtiofsd_pid, record.virtiofsd_started) = (pid, started))?;
         let serve = request::Call::ServeVolumes(vmm::ServeVolumes { server: 0 });
         machine.control.order("serve volumes to", serve, vec![to_server.into()]).await?;
-        Ok((control, pid))
+        machine.change(|record| record.volumes_served = true)?;
+        Ok(control)
     }
 
     /// The machine is gone, and its server with it.
@@ -122,20 +125,29 @@ fn with_log(error: SandboxError, log: &Path) -> SandboxError {
 }
 
 /// Puts the path, reached as `place`, under its number into the server's mount namespace. Blocks.
-fn attach(vmm: i32, server: i32, volume: &Volume, place: &OwnedFd) -> Result<(), SandboxError> {
+fn attach(record: &MachineRecord, volume: &Volume, place: &OwnedFd) -> Result<(), SandboxError> {
     let failed = |error: &dyn std::fmt::Display| {
         SandboxError::Source(format!("cannot share a host path with the pod's machine: {error}"))
     };
-    // A number may belong to somebody else by now; nobody else is in the pod's user namespace.
-    let users = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/user"));
-    if users(server).map_err(|error| failed(&error))? != users(vmm).map_err(|error| failed(&error))? {
-        return Err(failed(&"the server of its volumes is gone"));
-    }
-    Server::of(server)
-        .map_err(|error| failed(&error))?
+    let vmm = Process::of(record.vmm_pid, record.vmm_started)
+        .map_err(|error| failed(&format_args!("its VMM is gone: {error}")))?;
+    server(record, &vmm)
+        .map_err(|error| failed(&format_args!("the server of its volumes is gone: {error}")))?
         .attach(volume.index, Path::new(&volume.host_path), place.as_fd(), volume.readonly)
         .map(drop)
         .map_err(|error| failed(&error))
+}
+
+/// The machine's hull-virtiofsd. Its number may be somebody else's by now, in whose mounts nothing must be changed.
+fn server(record: &MachineRecord, vmm: &Process) -> io::Result<Server> {
+    let process = Process::of(record.virtiofsd_pid, record.virtiofsd_started)?;
+    let server = Server::at(process.as_fd())?.reaching_by(reach);
+    // Nobody else lives in the pod's user namespace, and the pod not in hulld's.
+    let hulld = Process::find(std::process::id().cast_signed())?;
+    if server.shares_users_with(vmm.as_fd())? && !server.shares_users_with(hulld.as_fd())? {
+        return Ok(server);
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "another process has its number"))
 }
 
 impl Machine {
@@ -146,6 +158,40 @@ impl Machine {
             directory: self.directory.clone(),
             cgroup_parent: self.cgroup_parent.clone(),
             cgroup_levels: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    fn child(program: &str, arguments: &[&str]) -> (Child, i32, u64) {
+        let child = Command::new(program).args(arguments).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let started = Process::find(pid).unwrap().started().unwrap();
+        (child, pid, started)
+    }
+
+    #[test]
+    fn a_volume_is_never_attached_to_a_process_that_only_has_the_number() {
+        // Two of the host's own processes, as those that came after VMM and server would be.
+        let (mut first, vmm_pid, vmm_started) = child("sleep", &["100"]);
+        let (mut second, virtiofsd_pid, virtiofsd_started) = child("sleep", &["100"]);
+        let record =
+            MachineRecord { vmm_pid, vmm_started, virtiofsd_pid, virtiofsd_started, ..Default::default() };
+        let place = File::open("/tmp").unwrap().into();
+        let refused = |record: &MachineRecord, why: &str| {
+            let error = attach(record, &Volume::default(), &place).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(&record, "another process has its number");
+        refused(&MachineRecord { virtiofsd_started: 1, ..record.clone() }, "server of its volumes is gone");
+        refused(&MachineRecord { vmm_started: 1, ..record }, "its VMM is gone");
+        for child in [&mut first, &mut second] {
+            child.kill().unwrap();
+            child.wait().unwrap();
         }
     }
 }
