@@ -13,6 +13,8 @@ pub mod image;
 pub mod layer;
 /// Mounts of layer files, in a private namespace, cloned for pods.
 pub mod mounts;
+/// Which images may be here.
+pub mod policy;
 /// Image references as users write them.
 pub mod reference;
 /// The client of OCI distribution registries.

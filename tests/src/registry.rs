@@ -9,15 +9,29 @@ use crate::image::Image;
 pub struct Registry {
     process: Child,
     port: u16,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Registry {
     pub fn start() -> Registry {
-        let directory = tempfile::tempdir().unwrap();
+        Registry::start_with(tempfile::tempdir().unwrap(), "")
+    }
+
+    /// Ends this one and starts another over the same content, which wants the user `me` with the password `secret`.
+    pub fn with_login(mut self) -> Registry {
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        drop(self);
+        let path = directory.path().join("htpasswd");
+        std::fs::write(&path, "me:$2b$04$j4vNfLg8/hSd4.WfKsHHxeiVi7bR4kWo7XoiwL.IyaJR344gVPWTm\n").unwrap();
+        let more = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", path.display());
+        Registry::start_with(directory, &more)
+    }
+
+    /// `more` goes to the end of the configuration.
+    fn start_with(directory: tempfile::TempDir, more: &str) -> Registry {
         let port = free_port();
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{more}",
             directory.path().display()
         );
         let path = directory.path().join("config.yml");
@@ -30,7 +44,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry starts (Debian package docker-registry)");
-        let registry = Registry { process, port, _directory: directory };
+        let registry = Registry { process, port, directory };
         let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(started.elapsed() < crate::patience(20), "docker-registry does not answer");

@@ -21,6 +21,7 @@ mod images;
 mod info;
 mod inspect;
 mod load;
+mod login;
 mod logs;
 mod output;
 mod pods;

@@ -5,6 +5,7 @@ use tonic::{Code, Status};
 
 use super::client::{Client, answer};
 use super::error::CliError;
+use super::login;
 use super::output::{Format, print, print_json};
 use super::progress::Progress;
 use crate::api::hull::{PullRequest, pull_progress};
@@ -13,7 +14,8 @@ use crate::api::runtime::{AuthConfig, ImageSpec, PullImageRequest};
 /// Fetch an image from its registry
 ///
 /// Names are completed as usual: busybox is docker.io/library/busybox:latest. Mirrors, certificates and plain-HTTP
-/// registries are configured in /etc/hull/certs.d.
+/// registries are configured in /etc/hull/certs.d. Without --creds or --auth, what `docker login` and `podman login` have
+/// saved counts: $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, credential helpers included.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -46,7 +48,8 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub(super) fn config(&self) -> Result<Option<AuthConfig>, CliError> {
+    /// What the flags say, else what was saved for the registry of `image`.
+    pub(super) async fn config(&self, image: &str) -> Result<Option<AuthConfig>, CliError> {
         if let Some(creds) = &self.creds {
             let (username, password) = creds.split_once(':').ok_or_else(|| {
                 CliError::Refused("--creds wants USER:PASSWORD, with a colon between them".into())
@@ -54,7 +57,10 @@ impl Credentials {
             let (username, password) = (username.into(), password.into());
             return Ok(Some(AuthConfig { username, password, ..Default::default() }));
         }
-        Ok(self.auth.clone().map(|auth| AuthConfig { auth, ..Default::default() }))
+        match &self.auth {
+            Some(auth) => Ok(Some(AuthConfig { auth: auth.clone(), ..Default::default() })),
+            None => login::saved(image).await,
+        }
     }
 }
 
@@ -77,7 +83,7 @@ pub(super) async fn pull(
 ) -> Result<String, CliError> {
     let doing = || format!("pull {image}");
     let failed = |status: Status| hinted(CliError::Call { doing: doing(), status: Box::new(status) });
-    let auth = credentials.config()?;
+    let auth = credentials.config(image).await?;
     let patience = client.endless();
     let request = PullRequest { image: image.into(), auth: auth.clone() };
     let mut events = match answer(doing(), patience, client.hull.pull(request)).await {

@@ -15,7 +15,8 @@ use crate::api::hull::push_progress::Event;
 /// Send an image to a registry
 ///
 /// What the registry has already is not sent again, be it in another repository. The image keeps its id everywhere; its
-/// digest stays the one that it was pulled with if the registry has all its layers as they were then.
+/// digest stays the one that it was pulled with if the registry has all its layers as they were then. Saved logins are
+/// used as by `hull pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -44,7 +45,7 @@ impl Push {
             let error = CliError::Call { doing: doing.clone(), status: Box::new(status) };
             error.hint(Code::Unauthenticated, "--creds USER:PASSWORD logs in.")
         };
-        let auth = self.credentials.config()?;
+        let auth = self.credentials.config(&target).await?;
         let request = PushImageRequest { image: self.image, target: target.clone(), auth };
         let patience = client.endless();
         let mut events = answer(doing.clone(), patience, client.hull.push_image(request)).await?;

@@ -42,6 +42,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// How images are fetched.
     pub registry: RegistryConfig,
+    /// Which images may be here, and which of them stay.
+    pub image: ImageConfig,
     /// Where pods without a cgroup of kubelet's go.
     pub cgroup: CgroupConfig,
     /// How streams of exec, attach and port-forward reach hulld.
@@ -137,9 +139,26 @@ pub struct RegistryConfig {
     /// Layers of one pull that are fetched and converted at the same time, 1 to 64.
     #[serde(deserialize_with = "value::parallel_layers")]
     pub max_parallel_layers: usize,
-    /// A pull that receives nothing for so long is given up; however long it takes in total.
+    /// Connections over which layers are received at the same time, over all pulls, 1 to 64. Those that are left over
+    /// serve for receiving large layers in several parts at once.
+    #[serde(deserialize_with = "value::parallel_downloads")]
+    pub max_parallel_downloads: usize,
+    /// A pull that receives nothing for so long, or less than 1 KiB a second, is given up; however long it takes in
+    /// total.
     #[serde(with = "value::duration")]
     pub progress_timeout: Duration,
+}
+
+/// `[image]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageConfig {
+    /// The image policy, asked at each pull and each CreateContainer. Unset: everything is accepted.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PathBuf>,
+    /// Patterns of names of images that are never collected.
+    #[serde(deserialize_with = "value::image_patterns")]
+    pub pinned: Vec<String>,
 }
 
 /// `[cgroup]`
@@ -256,6 +275,7 @@ impl Default for Config {
             pod: PodConfig::default(),
             network: NetworkConfig::default(),
             registry: RegistryConfig::default(),
+            image: ImageConfig::default(),
             cgroup: CgroupConfig::default(),
             streaming: StreamingConfig::default(),
             runtimes: RuntimesConfig::default(),
@@ -299,6 +319,7 @@ impl Default for RegistryConfig {
         RegistryConfig {
             hosts_dir: "/etc/hull/certs.d".into(),
             max_parallel_layers: 4,
+            max_parallel_downloads: 8,
             progress_timeout: Duration::from_secs(60),
         }
     }

@@ -293,6 +293,21 @@ pub fn parallel_layers<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::
     checked(input, |count: &usize| in_range("max_parallel_layers", *count as u64, 1, 64))
 }
 
+/// Downloads at the same time.
+pub fn parallel_downloads<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    checked(input, |count: &usize| in_range("max_parallel_downloads", *count as u64, 1, 64))
+}
+
+/// Patterns of image names.
+pub fn image_patterns<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    checked(input, |patterns: &Vec<String>| {
+        patterns.iter().try_for_each(|pattern| match pattern.parse::<hull_images::policy::Pattern>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        })
+    })
+}
+
 /// A cgroup below the root: `/hull`, `/system.slice/pods`.
 pub fn cgroup_path<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     checked(input, |path: &String| {

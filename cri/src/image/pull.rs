@@ -20,6 +20,7 @@ impl Runtime {
         request: PullRequest,
     ) -> Result<impl Stream<Item = std::result::Result<PullProgress, Status>> + Send + use<>> {
         let (reference, credentials) = wanted(&request.image, request.auth)?;
+        self.accept_for_pull(&reference)?;
         let images = Arc::clone(self.images());
         let (sender, steps) = mpsc::unbounded_channel();
         let pull = async move { images.pull(&reference, credentials, Some(sender)).await };

@@ -11,6 +11,7 @@ impl Runtime {
     pub async fn pull_image(&self, request: PullImageRequest) -> Result<String> {
         let name = request.image.map(|spec| spec.image).unwrap_or_default();
         let (reference, credentials) = wanted(&name, request.auth)?;
+        self.accept_for_pull(&reference)?;
         let image = self.images().pull(&reference, credentials, None).await?;
         tracing::info!(image = %reference, id = image.id, "pulled");
         Ok(image.id)

@@ -139,6 +139,8 @@ impl Runtime {
         }
         let missing = || Error::NotFound { what: "image", id: name.to_owned() };
         let image = self.images.find(name)?.ok_or_else(missing)?;
+        let written = config.image.as_ref().map_or("", |image| image.user_specified_image.as_str());
+        self.accept_for_container(&image, &[name, written])?;
         let of_mounted = mounted.iter().flat_map(|volume| &volume.layers).filter_map(|id| id.parse().ok());
         let all: Vec<LayerId> = image.layers.iter().cloned().chain(of_mounted).collect();
         let layers = self.images.hold(&all);

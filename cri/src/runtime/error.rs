@@ -2,6 +2,7 @@
 
 use hull_agent::protocol::messages::error::Code as AgentCode;
 use hull_images::PullError;
+use hull_images::policy::PolicyError;
 use hull_images::store::PullErrorKind;
 use hull_network::NetworkError;
 use tonic::{Code, Status};
@@ -58,6 +59,9 @@ pub enum Error {
     /// The image store failed.
     #[error(transparent)]
     Images(#[from] hull_images::StoreError),
+    /// The image policy does not accept what is to be pulled. kubelet knows the first word and shows it as the reason.
+    #[error("SignatureValidationFailed: {0}")]
+    Policy(PolicyError),
     /// A pull failed.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -84,6 +88,8 @@ impl Error {
             Self::Sandbox { source, .. } => sandbox_code(source),
             Self::Network(error) => network_code(error),
             Self::Images(error) => image_code(error),
+            // Of an unknown error kubelet shows the message alone, and looks for words that it knows in it.
+            Self::Policy(_) => Code::Unknown,
             Self::Pull(error) => pull_code(error),
             Self::Joined(_, code) => *code,
         }

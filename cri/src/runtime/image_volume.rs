@@ -29,6 +29,7 @@ impl Runtime {
             }
             let missing = || Error::NotFound { what: "image", id: image.image.clone() };
             let found = self.images.find(&image.image)?.ok_or_else(missing)?;
+            self.accept_for_container(&found, &[&image.image, &image.user_specified_image])?;
             volumes.push(ImageVolume {
                 container_path: mount.container_path.clone(),
                 image_id: found.id,

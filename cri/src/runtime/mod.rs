@@ -11,6 +11,7 @@ mod exec_sync;
 mod exits;
 pub mod get_container_events;
 mod host;
+mod image_policy;
 mod image_volume;
 mod list_container_stats;
 mod list_containers;
@@ -59,6 +60,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hull_agent::protocol::messages::CgroupLayout;
+use hull_images::policy::PolicyFile;
 use hull_images::{ImageStore, StoreConfig};
 use hull_network::Network;
 use tokio::sync::Semaphore;
@@ -132,6 +134,8 @@ pub struct Runtime {
     config: Config,
     store: Store,
     images: Arc<ImageStore>,
+    /// None: all images are accepted.
+    image_policy: Option<PolicyFile>,
     network: Arc<Network>,
     /// Of process pods, and of whatever else is of no known kind.
     launcher: Arc<dyn Launcher>,
@@ -170,6 +174,10 @@ impl Runtime {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(OpenError::BootId)?;
         let store = Store::open(&config.root.join("state"))?;
         let images = ImageStore::open(image_config(&config))?;
+        let image_policy = config.image.policy.clone().map(PolicyFile::new);
+        if let Some(Err(error)) = image_policy.as_ref().map(PolicyFile::current) {
+            tracing::error!(%error, "no image is accepted");
+        }
         let network = Network::open(network_config(&config)).await?;
         let layout = hull_agent::cgroup::discover()?;
         let program = find_agent(&config)?;
@@ -184,6 +192,7 @@ impl Runtime {
             config,
             store,
             images,
+            image_policy,
             network,
             launcher,
             launchers,
@@ -336,7 +345,10 @@ fn image_config(config: &Config) -> StoreConfig {
     StoreConfig {
         hosts_dir: config.registry.hosts_dir.clone(),
         max_parallel_layers: config.registry.max_parallel_layers,
+        max_parallel_downloads: config.registry.max_parallel_downloads,
         progress_timeout: config.registry.progress_timeout,
+        // The configuration has been checked.
+        pinned: config.image.pinned.iter().filter_map(|pattern| pattern.parse().ok()).collect(),
         ..StoreConfig::new(&config.root, &config.state)
     }
 }

@@ -10,6 +10,7 @@ use url::Url;
 use super::challenge::Challenge;
 use super::credentials::Credentials;
 use super::error::RegistryError;
+use super::pace::Pace;
 use super::text::{error_detail, read_bounded, reasons};
 
 /// Largest answer of a token service.
@@ -148,7 +149,7 @@ async fn fetch_token(
             detail: error_detail(response).await,
         });
     }
-    let bytes = read_bounded(response, host, "a token", MAX_TOKEN_ANSWER).await?;
+    let bytes = read_bounded(response, Pace::new(TOKEN_TIMEOUT), host, "a token", MAX_TOKEN_ANSWER).await?;
     let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|_| RegistryError::Protocol {
         host: host.to_owned(),
         reason: format!("the token service {place} sent no token"),

@@ -1,164 +1,172 @@
-//! A blob as a stream of bytes that survives cut connections: it continues where it was, at the same host or the next.
+//! A blob as a stream of bytes in order. A large one whose host serves ranges is read over several connections at once,
+//! as long as that is what it waits for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_RANGE, HeaderMap};
-use reqwest::{Method, Response, StatusCode};
 
+use super::downloads::Downloads;
 use super::error::RegistryError;
-use super::host::{Ask, Host, backoff};
+use super::host::Host;
+use super::part::{Part, PartState};
+use super::span::{Source, Span};
 
-/// Cuts in a row without a single new byte before a host is given up.
-const MAX_FRUITLESS: u32 = 4;
-/// Cuts in total: a host that breaks after every few bytes is not worth more.
-const MAX_CUTS: u32 = 100;
+/// Bytes of one part: long enough that asking for it costs little beside it, short enough to be held in memory.
+const PART: u64 = 2 << 20;
+/// Parts fetched before their turn, for one blob.
+const MAX_PARTS: usize = 3;
+/// Blobs smaller than this come over one connection.
+const MIN_SIZE: u64 = 16 << 20;
 
 /// A blob being read. Its digest is not verified here: the reader does that.
 pub(crate) struct Blob {
-    hosts: Vec<Arc<Host>>,
-    path: String,
-    size: u64,
-    offset: u64,
-    current: Option<Response>,
-    /// Bytes at the start of the current answer that were received before: its host does not serve ranges.
-    skip: u64,
-    fruitless: u32,
-    cuts: u32,
+    source: Arc<Source>,
+    head: Head,
+    /// Bytes handed out.
+    position: u64,
+    /// In order, without gaps, the first one where the head ends.
+    ahead: VecDeque<Part>,
+    /// A part that shows whether there will be others.
+    probe: Option<Part>,
+    ranges: Ranges,
+}
+
+/// Where the next bytes come from.
+enum Head {
+    Span(Span),
+    Part(Part),
+}
+
+/// Whether the hosts serve ranges.
+#[derive(Clone, Copy, PartialEq)]
+enum Ranges {
+    Unknown,
+    Served,
+    Refused,
 }
 
 impl Blob {
     pub(super) fn new(hosts: Vec<Arc<Host>>, path: String, size: u64) -> Self {
-        Self { hosts, path, size, offset: 0, current: None, skip: 0, fruitless: 0, cuts: 0 }
+        let source = Arc::new(Source::new(hosts, path, size));
+        Self {
+            head: Head::Span(Span::rest(source.clone(), 0, 0)),
+            source,
+            position: 0,
+            ahead: VecDeque::new(),
+            probe: None,
+            ranges: if size < MIN_SIZE { Ranges::Refused } else { Ranges::Unknown },
+        }
+    }
+
+    /// The blob from its beginning, without the first host that has given bytes of this one: they were wrong. None if
+    /// no other host is left.
+    pub(crate) fn elsewhere(&self) -> Option<Blob> {
+        let hosts = self.source.others();
+        (!hosts.is_empty()).then(|| Blob::new(hosts.to_vec(), self.source.path.clone(), self.source.size))
     }
 
     /// The next bytes; None at the end, which may come before the expected size. Fails when more bytes come than
     /// expected, or when no host can continue.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
-            let Some(host) = self.hosts.first().cloned() else {
-                return Err(RegistryError::Configuration {
-                    path: self.path.as_str().into(),
-                    reason: "no configured host has the capability to serve blobs".to_owned(),
-                });
-            };
-            let response = match self.current.take() {
-                Some(response) => response,
-                None if self.size == 0 || self.offset < self.size => match self.open(&host).await {
-                    Ok(Some(response)) => response,
-                    Ok(None) => return Ok(None),
+            self.look_at_probe();
+            let chunk = match &mut self.head {
+                Head::Span(span) => span.chunk().await?,
+                Head::Part(part) => match part.piece().await {
+                    Ok(None) if self.position < part.end => {
+                        self.go_on_alone("a part ended early");
+                        continue;
+                    }
+                    Ok(piece) => piece,
                     Err(error) => {
-                        self.next_host(error)?;
+                        self.go_on_alone(&error.to_string());
                         continue;
                     }
                 },
-                None => return Ok(None),
             };
-            if let Some(chunk) = self.read(&host, response).await? {
+            if let Some(chunk) = chunk {
+                self.position += chunk.len() as u64;
                 return Ok(Some(chunk));
             }
-            if self.offset >= self.size {
-                return Ok(None);
+            let is_short = match &self.head {
+                Head::Span(span) => self.position < span.end,
+                Head::Part(_) => false,
+            };
+            match self.ahead.pop_front() {
+                Some(part) if !is_short => self.head = Head::Part(part),
+                _ if is_short || self.position >= self.source.size => return Ok(None),
+                _ => self.head = Head::Span(self.rest()),
             }
         }
     }
 
-    /// Reads from an open answer. None: nothing new came, because it ended or broke or repeats what is known.
-    async fn read(&mut self, host: &Host, mut response: Response) -> Result<Option<Bytes>, RegistryError> {
-        match response.chunk().await {
-            Ok(Some(mut chunk)) => {
-                let known = self.skip.min(chunk.len() as u64);
-                self.skip -= known;
-                let chunk = chunk.split_off(known as usize);
-                if chunk.is_empty() {
-                    self.current = Some(response);
-                    return Ok(None);
+    /// Tells that the bytes are wanted faster than they come: more of them are fetched at the same time, if the permits
+    /// and the host allow that.
+    pub(crate) fn hurry(&mut self, downloads: &Downloads) {
+        if self.ranges == Ranges::Refused || self.probe.is_some() || self.ahead.len() >= MAX_PARTS {
+            return;
+        }
+        let start = match (self.ahead.back(), &self.head) {
+            (Some(part), _) => part.end,
+            (None, Head::Part(part)) => part.end,
+            // Until an answer to the first request for a part is here, the head goes on.
+            (None, Head::Span(_)) => self.position + 2 * PART,
+        };
+        let end = (start + PART).min(self.source.size);
+        if start >= end {
+            return;
+        }
+        let Some(permit) = downloads.try_ahead() else { return };
+        let host = self.host();
+        let part = Part::fetch(Span::part(self.source.clone(), host, start, end), start, end, permit);
+        match (&mut self.head, self.ranges) {
+            (Head::Span(span), Ranges::Served) if self.ahead.is_empty() => {
+                span.end = start;
+                self.ahead.push_back(part);
+            }
+            (_, Ranges::Served) => self.ahead.push_back(part),
+            _ => self.probe = Some(part),
+        }
+    }
+
+    fn look_at_probe(&mut self) {
+        let Some(part) = &self.probe else { return };
+        match (part.state(), &mut self.head) {
+            (PartState::Failed, _) => {
+                self.ranges = Ranges::Refused;
+                self.probe = None;
+            }
+            (PartState::Open, Head::Span(span)) => {
+                self.ranges = Ranges::Served;
+                // One that came too late is of no use.
+                if let Some(part) = self.probe.take().filter(|part| self.position < part.start) {
+                    span.end = part.start;
+                    self.ahead.push_back(part);
                 }
-                if self.offset + chunk.len() as u64 > self.size {
-                    return Err(self.too_large(host));
-                }
-                self.offset += chunk.len() as u64;
-                self.fruitless = 0;
-                self.current = Some(response);
-                Ok(Some(chunk))
             }
-            Ok(None) if self.offset >= self.size => Ok(None),
-            Ok(None) => {
-                let reason = format!("the stream ended after {} of {} bytes", self.offset, self.size);
-                self.cut(RegistryError::Unreachable { host: host.name().to_owned(), reason }).await?;
-                Ok(None)
-            }
-            Err(error) => {
-                self.cut(host.unreachable(error)).await?;
-                Ok(None)
-            }
+            (PartState::Asked, _) if self.position < part.start => {}
+            _ => self.probe = None,
         }
     }
 
-    /// Asks for the rest of the blob. None: the host says that there is no rest.
-    async fn open(&mut self, host: &Host) -> Result<Option<Response>, RegistryError> {
-        let ask = Ask {
-            method: Method::GET,
-            path: &self.path,
-            accept: None,
-            offset: self.offset,
-            what: "the blob",
-            upload: None,
-        };
-        let response = match host.request(&ask).await {
-            Ok(response) => response,
-            Err(RegistryError::Status { status: 416, .. }) if self.offset > 0 => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let start = match response.status() {
-            StatusCode::PARTIAL_CONTENT => range_start(response.headers())
-                .ok_or_else(|| host.protocol("it answered a range request without a valid Content-Range"))?,
-            _ => 0,
-        };
-        if start > self.offset {
-            return Err(host.protocol("it answered a range request with another range"));
-        }
-        if response.content_length().is_some_and(|length| start.saturating_add(length) > self.size) {
-            return Err(self.too_large(host));
-        }
-        self.skip = self.offset - start;
-        Ok(Some(response))
+    /// Gives reading ahead up. What is wrong with the host is found out by reading on.
+    fn go_on_alone(&mut self, reason: &str) {
+        tracing::debug!(reason, path = self.source.path, "reading a blob over one connection");
+        self.ranges = Ranges::Refused;
+        self.ahead.clear();
+        self.head = Head::Span(self.rest());
     }
 
-    /// Counts a cut and waits a moment, or gives the host up.
-    async fn cut(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        self.cuts += 1;
-        self.fruitless += 1;
-        if self.fruitless > MAX_FRUITLESS || self.cuts > MAX_CUTS {
-            return self.next_host(error);
-        }
-        tracing::debug!(%error, offset = self.offset, "continuing a blob");
-        tokio::time::sleep(backoff(self.fruitless)).await;
-        Ok(())
+    fn rest(&self) -> Span {
+        Span::rest(self.source.clone(), self.host(), self.position)
     }
 
-    /// Moves on to the next host; the last one's failure is final.
-    fn next_host(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if self.hosts.len() <= 1 {
-            return Err(error);
-        }
-        tracing::warn!(%error, "a mirror failed");
-        self.hosts.remove(0);
-        (self.fruitless, self.cuts) = (0, 0);
-        Ok(())
-    }
-
-    fn too_large(&self, host: &Host) -> RegistryError {
-        RegistryError::TooLarge {
-            host: host.name().to_owned(),
-            what: "the blob".to_owned(),
-            limit: self.size,
+    /// The host that serves the blob now.
+    fn host(&self) -> usize {
+        match &self.head {
+            Head::Span(span) => span.host(),
+            Head::Part(part) => part.host,
         }
     }
-}
-
-/// The first byte of a `Content-Range: bytes FIRST-LAST/SIZE`.
-fn range_start(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    value.split('-').next()?.trim().parse().ok()
 }

@@ -122,12 +122,11 @@ impl Registry {
             method: Method::HEAD,
             path: &path,
             accept: Some(ACCEPT),
-            offset: 0,
+            range: None,
             upload: None,
             what: "the manifest",
         };
-        let (_, response) = self.ask(&ask, by_tag).await?;
-        Ok(digest_header(response.headers()))
+        self.ask(&ask, by_tag, |_, response| async move { Ok(digest_header(response.headers())) }).await
     }
 
     /// Fetches what the reference means for this machine: indexes down to one manifest.
@@ -151,14 +150,12 @@ impl Registry {
         &self,
         descriptor: &Descriptor,
         limit: u64,
-        what: &'static str,
+        what: &str,
     ) -> Result<Bytes, RegistryError> {
         let path = format!("{}/blobs/{}", self.reference.path(), descriptor.digest);
-        let ask = Ask { method: Method::GET, path: &path, accept: None, offset: 0, upload: None, what };
-        let (host, response) = self.ask(&ask, false).await?;
-        let bytes = read_bounded(response, host.name(), what, limit.min(descriptor.size)).await?;
-        verify(host.name(), what, &bytes, &descriptor.digest)?;
-        Ok(bytes)
+        let ask = Ask { method: Method::GET, path: &path, accept: None, range: None, upload: None, what };
+        let fetched = self.fetch(&ask, false, limit.min(descriptor.size), Some(&descriptor.digest)).await?;
+        Ok(fetched.bytes)
     }
 
     /// Walks from a document to the manifest for this machine, best candidate first, depth first. Documents that lead
@@ -230,22 +227,11 @@ impl Registry {
             method: Method::GET,
             path: &path,
             accept: Some(ACCEPT),
-            offset: 0,
+            range: None,
             upload: None,
             what: "the manifest",
         };
-        let (host, response) = self.ask(&ask, by_tag).await?;
-        let named = digest_header(response.headers());
-        let media_type = media_type(response.headers());
-        let bytes = read_bounded(response, host.name(), "the manifest", MAX_MANIFEST).await?;
-        let digest = match named {
-            Some(named) => {
-                verify(host.name(), "the manifest", &bytes, &named)?;
-                named
-            }
-            None => Digest::sha256(&bytes),
-        };
-        Ok(Fetched { digest, media_type, bytes })
+        self.fetch(&ask, by_tag, MAX_MANIFEST, None).await
     }
 
     async fn fetch_manifest(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
@@ -254,15 +240,11 @@ impl Registry {
             method: Method::GET,
             path: &path,
             accept: Some(ACCEPT),
-            offset: 0,
+            range: None,
             upload: None,
             what: "the manifest",
         };
-        let (host, response) = self.ask(&ask, false).await?;
-        let media_type = media_type(response.headers());
-        let bytes = read_bounded(response, host.name(), "the manifest", MAX_MANIFEST).await?;
-        verify(host.name(), "the manifest", &bytes, digest)?;
-        Ok(Fetched { digest: digest.clone(), media_type, bytes })
+        self.fetch(&ask, false, MAX_MANIFEST, Some(digest)).await
     }
 
     /// The path of the reference's own manifest, and whether it goes by a tag.
@@ -282,16 +264,51 @@ impl Registry {
         self.hosts.iter().filter(able).filter(move |host| all_away || !host.is_away())
     }
 
-    /// Asks the hosts in order until one answers. The last failure stands for all: the registry itself comes last.
-    async fn ask(
+    /// Fetches a whole answer, from the first host that gives one with the right digest: what is expected, else what
+    /// the host itself names.
+    async fn fetch(
         &self,
         ask: &Ask<'_>,
         by_tag: bool,
-    ) -> Result<(&Arc<Host>, reqwest::Response), RegistryError> {
+        limit: u64,
+        expected: Option<&Digest>,
+    ) -> Result<Fetched, RegistryError> {
+        let what = ask.what;
+        self.ask(ask, by_tag, |host, response| async move {
+            let named = expected.cloned().or_else(|| digest_header(response.headers()));
+            let media_type = media_type(response.headers());
+            let bytes = read_bounded(response, host.pace(), host.name(), what, limit).await?;
+            let digest = match named {
+                Some(named) => {
+                    verify(host.name(), what, &bytes, &named)?;
+                    named
+                }
+                None => Digest::sha256(&bytes),
+            };
+            Ok(Fetched { digest, media_type, bytes })
+        })
+        .await
+    }
+
+    /// Asks the hosts in order until one gives an answer that `read` accepts. The last failure stands for all: the
+    /// registry itself comes last.
+    async fn ask<T, F>(
+        &self,
+        ask: &Ask<'_>,
+        by_tag: bool,
+        read: impl Fn(Arc<Host>, reqwest::Response) -> F,
+    ) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
         let mut failure = None;
         for host in self.hosts(by_tag) {
-            match host.request(ask).await {
-                Ok(response) => return Ok((host, response)),
+            let answer = match host.request(ask).await {
+                Ok(response) => read(host.clone(), response).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
                 Err(error) => {
                     if let Some(earlier) = failure.replace(error) {
                         tracing::warn!(image = %self.reference, error = %earlier, "a mirror failed");
@@ -315,12 +332,12 @@ fn media_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().chars().take(255).collect()
 }
 
-fn verify(host: &str, what: &'static str, bytes: &[u8], expected: &Digest) -> Result<(), RegistryError> {
+fn verify(host: &str, what: &str, bytes: &[u8], expected: &Digest) -> Result<(), RegistryError> {
     let actual = Digest::of(expected.algorithm(), bytes);
     if actual != *expected {
         return Err(RegistryError::Digest {
             host: host.to_owned(),
-            what,
+            what: what.to_owned(),
             actual,
             expected: expected.clone(),
         });

@@ -63,7 +63,7 @@ pub enum RegistryError {
         /// Registry host.
         host: String,
         /// What was asked for.
-        what: &'static str,
+        what: String,
         /// Digest of what was sent.
         actual: Digest,
         /// Digest that was asked for.

@@ -18,6 +18,7 @@ use super::challenge;
 use super::credentials::Credentials;
 use super::error::RegistryError;
 use super::hosts::{HostConfig, is_loopback};
+use super::pace::Pace;
 use super::text::{error_detail, reasons};
 
 /// Attempts at one request when the host is overloaded or the connection breaks.
@@ -43,6 +44,8 @@ pub(super) struct Host {
     client: reqwest::Client,
     /// Host and port, for messages.
     name: String,
+    /// How long it may send nothing, or next to nothing. Zero: for ever.
+    progress_timeout: Duration,
     headers: HeaderMap,
     credentials: Option<Credentials>,
     /// What is done with the repository.
@@ -64,8 +67,8 @@ pub(super) struct Ask<'a> {
     /// Path below the API's base, without leading slash.
     pub(super) path: &'a str,
     pub(super) accept: Option<&'static str>,
-    /// First byte wanted.
-    pub(super) offset: u64,
+    /// First byte wanted, and the one after the last if not all of the rest is wanted; None: everything.
+    pub(super) range: Option<(u64, Option<u64>)>,
     /// What it is, for messages.
     pub(super) what: &'a str,
     /// What is sent, and where to if not to `path`.
@@ -144,12 +147,18 @@ impl Host {
             away: AtomicBool::new(false),
             config,
             name,
+            progress_timeout,
         })
     }
 
     /// Host and port.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The pace that an answer of this host must keep.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.progress_timeout)
     }
 
     /// Whether tags may be resolved here.
@@ -267,8 +276,9 @@ impl Host {
                 request = request.header(ACCEPT, accept);
             }
             request = request.header(ACCEPT_ENCODING, "identity");
-            if ask.offset > 0 {
-                request = request.header(RANGE, format!("bytes={}-", ask.offset));
+            if let Some((start, end)) = ask.range {
+                let last = end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
+                request = request.header(RANGE, format!("bytes={start}-{last}"));
             }
             if let Some(upload) = upload {
                 request = request.header(CONTENT_TYPE, upload.content_type).body(upload.bytes.clone());
@@ -331,7 +341,12 @@ impl Host {
     /// The error for a broken connection.
     pub(super) fn unreachable(&self, error: reqwest::Error) -> RegistryError {
         // Addresses of redirects hold signatures; they do not belong in messages.
-        RegistryError::Unreachable { host: self.name.clone(), reason: reasons(&error.without_url()) }
+        self.broke(reasons(&error.without_url()))
+    }
+
+    /// The error for an answer that broke off.
+    pub(super) fn broke(&self, reason: String) -> RegistryError {
+        RegistryError::Unreachable { host: self.name.clone(), reason }
     }
 
     /// The error for an answer that breaks the protocol.

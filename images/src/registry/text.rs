@@ -1,20 +1,26 @@
 //! Answers as text: bounded reading, and what of it may stand in messages.
 
 use std::error::Error;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
 use super::error::RegistryError;
+use super::pace::Pace;
 
 /// How much of an error answer is read.
 const MAX_ERROR_ANSWER: u64 = 16 * 1024;
 /// How much of it is shown.
 const MAX_DETAIL: usize = 256;
 
-/// Reads a whole answer of at most `limit` bytes.
+/// How long an error answer is read: it is for people, and may be missing.
+const ERROR_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads a whole answer of at most `limit` bytes that keeps its pace.
 pub(super) async fn read_bounded(
     mut response: reqwest::Response,
+    mut pace: Pace,
     host: &str,
     what: &str,
     limit: u64,
@@ -25,10 +31,10 @@ pub(super) async fn read_bounded(
     }
     let mut bytes = BytesMut::new();
     loop {
-        let chunk = response.chunk().await.map_err(|error| RegistryError::Unreachable {
-            host: host.to_owned(),
-            reason: reasons(&error.without_url()),
-        })?;
+        let chunk = pace
+            .chunk(&mut response)
+            .await
+            .map_err(|broken| RegistryError::Unreachable { host: host.to_owned(), reason: broken.reason })?;
         let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
         if (bytes.len() + chunk.len()) as u64 > limit {
             return Err(too_large());
@@ -58,11 +64,17 @@ struct ErrorEntry {
 /// none. Only the standard's form is shown: the body of an arbitrary server, reached by a redirect, is nobody's business.
 pub(super) async fn error_detail(mut response: reqwest::Response) -> String {
     let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        if (bytes.len() + chunk.len()) as u64 > MAX_ERROR_ANSWER {
-            return String::new();
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            if (bytes.len() + chunk.len()) as u64 > MAX_ERROR_ANSWER {
+                return false;
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
+        true
+    };
+    if !tokio::time::timeout(ERROR_ANSWER_TIMEOUT, read).await.unwrap_or(false) {
+        return String::new();
     }
     let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(&bytes) else { return String::new() };
     let mut parts: Vec<String> = Vec::new();

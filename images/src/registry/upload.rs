@@ -25,8 +25,14 @@ impl Registry {
     /// Whether the repository has the blob.
     pub(crate) async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError> {
         let path = format!("{}/blobs/{digest}", self.repository());
-        let ask =
-            Ask { method: Method::HEAD, path: &path, accept: None, offset: 0, upload: None, what: "a layer" };
+        let ask = Ask {
+            method: Method::HEAD,
+            path: &path,
+            accept: None,
+            range: None,
+            upload: None,
+            what: "a layer",
+        };
         match self.push_host()?.request(&ask).await {
             Ok(_) => Ok(true),
             Err(RegistryError::Status { status: 404, .. }) => Ok(false),
@@ -62,7 +68,7 @@ impl Registry {
         let upload = Upload { to: None, query: &[], content_type: media_type, bytes, range: None };
         let what = "the manifest";
         let ask =
-            Ask { method: Method::PUT, path: &path, accept: None, offset: 0, upload: Some(upload), what };
+            Ask { method: Method::PUT, path: &path, accept: None, range: None, upload: Some(upload), what };
         self.push_host()?.request(&ask).await.map(drop)
     }
 
@@ -71,7 +77,7 @@ impl Registry {
         let upload = Upload { to: None, query, content_type: OCTETS, bytes: Bytes::new(), range: None };
         let what = "an upload";
         let ask =
-            Ask { method: Method::POST, path: &path, accept: None, offset: 0, upload: Some(upload), what };
+            Ask { method: Method::POST, path: &path, accept: None, range: None, upload: Some(upload), what };
         host.request(&ask).await
     }
 
@@ -91,7 +97,7 @@ impl BlobUpload<'_> {
             Upload { to: Some(&self.to), query: &[], content_type: OCTETS, bytes, range: Some(self.sent) };
         let what = "a chunk of a layer";
         let ask =
-            Ask { method: Method::PATCH, path: "", accept: None, offset: 0, upload: Some(upload), what };
+            Ask { method: Method::PATCH, path: "", accept: None, range: None, upload: Some(upload), what };
         let answer = self.host.request(&ask).await?;
         self.to = self.host.location(&answer)?;
         self.sent += length;
@@ -110,7 +116,8 @@ impl BlobUpload<'_> {
             range: None,
         };
         let what = "the end of a layer";
-        let ask = Ask { method: Method::PUT, path: "", accept: None, offset: 0, upload: Some(upload), what };
+        let ask =
+            Ask { method: Method::PUT, path: "", accept: None, range: None, upload: Some(upload), what };
         self.host.request(&ask).await.map(drop)
     }
 }

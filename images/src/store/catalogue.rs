@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::{Image, ImageConfig};
 use crate::layer::LayerId;
+use crate::policy::Pattern;
 use crate::reference::Reference;
 
 use super::error::StoreError;
@@ -23,6 +24,8 @@ pub(super) struct Catalogue {
     pub(super) images: BTreeMap<String, Entry>,
     pub(super) names: BTreeMap<String, String>,
     pub(super) layers: BTreeMap<LayerId, LayerRecord>,
+    /// Names of images that nobody collects.
+    pub(super) pinned: Vec<Pattern>,
 }
 
 impl Catalogue {
@@ -42,9 +45,18 @@ impl Catalogue {
             layers: mounted(&entry.record.layers, is_opaque).to_vec(),
             upper_directories: entry.record.upper_directories.clone(),
             config: entry.config.clone(),
-            pinned: entry.record.pinned,
+            pinned: self.is_pinned(entry),
             pulled_at: entry.record.pulled_at,
         })
+    }
+
+    /// Whether the image is exempt from collection.
+    pub(super) fn is_pinned(&self, entry: &Entry) -> bool {
+        let fits = |name: &String| {
+            let reference = name.parse::<Reference>();
+            reference.is_ok_and(|reference| self.pinned.iter().any(|pattern| pattern.fits(&reference)))
+        };
+        entry.record.pinned || (!self.pinned.is_empty() && entry.names.iter().any(fits))
     }
 
     /// The id that `name` means: a full id with or without algorithm, a reference, or a unique prefix of an id. What

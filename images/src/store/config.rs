@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::policy::Pattern;
+
 /// Where a store lives and how it pulls.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -12,8 +14,13 @@ pub struct StoreConfig {
     pub hosts_dir: PathBuf,
     /// Layers of one pull that are downloaded and converted at the same time; at least 1.
     pub max_parallel_layers: usize,
-    /// How long a registry may send nothing before the request is given up and retried. Zero: no limit.
+    /// Connections over which blobs are received at the same time, over all pulls; at least 1. A layer waits for its
+    /// turn; those that are left serve for reading large layers in several ranges at once.
+    pub max_parallel_downloads: usize,
+    /// How long a registry may send nothing, or less than 1 KiB a second, before the request is given up and retried. Zero: no limit.
     pub progress_timeout: Duration,
+    /// Images with such names are pinned: the kubelet's collection and [`prune`](super::ImageStore::prune) leave them.
+    pub pinned: Vec<Pattern>,
 }
 
 impl StoreConfig {
@@ -24,7 +31,9 @@ impl StoreConfig {
             state: state.into(),
             hosts_dir: PathBuf::from("/etc/hull/certs.d"),
             max_parallel_layers: 3,
+            max_parallel_downloads: 8,
             progress_timeout: Duration::from_secs(60),
+            pinned: Vec::new(),
         }
     }
 }

@@ -77,7 +77,7 @@ impl ImageStore {
         }
     }
 
-    /// Downloads and converts at the same time: this task reads the network, a blocking thread does the rest.
+    /// The layer from the first host that sends it as its digest promises. Its downloads wait for their turn.
     async fn convert(
         self: Arc<Self>,
         mut blob: Blob,
@@ -85,11 +85,36 @@ impl ImageStore {
         layer: LayerId,
         bytes: watch::Sender<u64>,
     ) -> Outcome {
+        let _turn = self.downloads.begin().await.ok_or(LayerFailure::Cancelled)?;
+        loop {
+            let failure = match self.attempt(&mut blob, &descriptor, &layer, &bytes).await {
+                Ok(staged) => {
+                    self.staged.insert(&staged);
+                    return Ok(staged);
+                }
+                Err(failure) => failure,
+            };
+            blob = match blob.elsewhere() {
+                Some(other) if failure.is_by_host() => other,
+                _ => return Err(failure),
+            };
+            tracing::warn!(layer = %descriptor.digest, error = %failure, "a mirror sent a wrong layer");
+        }
+    }
+
+    /// Downloads and converts at the same time: this task reads the network, a blocking thread does the rest.
+    async fn attempt(
+        self: &Arc<Self>,
+        blob: &mut Blob,
+        descriptor: &Descriptor,
+        layer: &LayerId,
+        bytes: &watch::Sender<u64>,
+    ) -> Outcome {
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let expectation = BlobExpectation {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
-            diff_id: layer,
+            diff_id: layer.clone(),
             media_type: descriptor.media_type.clone(),
         };
         let store = self.clone();
@@ -97,36 +122,101 @@ impl ImageStore {
             let reader = ChunkReader { chunks, current: Bytes::new(), ended: false };
             store.stage(reader, &expectation)
         });
-        let mut received = 0;
-        let download = loop {
-            match blob.chunk().await {
-                Ok(Some(chunk)) => {
-                    received += chunk.len() as u64;
-                    bytes.send_replace(received);
-                    if sender.send(Chunk::Bytes(chunk)).await.is_err() {
-                        // The conversion has ended: with its own error, or content beyond what it wanted.
-                        break Ok(());
-                    }
-                }
-                Ok(None) => {
-                    let _ = sender.send(Chunk::End).await;
-                    break Ok(());
-                }
-                Err(error) => break Err(error),
-            }
-        };
-        drop(sender);
-        let converted = conversion.await.map_err(|_| LayerFailure::Cancelled)?;
-        match (converted, download) {
-            (Ok(staged), _) => {
-                self.staged.insert(&staged);
-                Ok(staged)
-            }
+        let download = self.download(blob, sender, bytes).await;
+        match (conversion.await.map_err(|_| LayerFailure::Cancelled)?, download) {
+            (Ok(staged), _) => Ok(staged),
             (Err(StageError::Content(LayerError::ReadBlob(_))), Err(download)) => {
                 Err(LayerFailure::Download(download))
             }
             (Err(StageError::Content(error)), _) => Err(LayerFailure::Content(Arc::new(error))),
             (Err(StageError::Store(error)), _) => Err(LayerFailure::Store(error)),
+        }
+    }
+
+    async fn download(
+        &self,
+        blob: &mut Blob,
+        sender: mpsc::Sender<Chunk>,
+        bytes: &watch::Sender<u64>,
+    ) -> Result<(), RegistryError> {
+        let mut received = 0;
+        let mut waits = Waits::default();
+        loop {
+            let asked = Instant::now();
+            let Some(chunk) = blob.chunk().await? else {
+                let _ = sender.send(Chunk::End).await;
+                return Ok(());
+            };
+            let (arrived, length) = (Instant::now(), chunk.len() as u64);
+            received += length;
+            bytes.send_replace(received);
+            if sender.send(Chunk::Bytes(chunk)).await.is_err() {
+                // The conversion has ended: with its own error, or content beyond what it wanted.
+                return Ok(());
+            }
+            waits.add(length, arrived - asked, arrived.elapsed());
+            if waits.are_for_the_network() {
+                blob.hurry(&self.downloads);
+            }
+        }
+    }
+}
+
+/// What a download has waited for of late.
+#[derive(Default)]
+struct Waits {
+    bytes: u64,
+    network: Duration,
+    conversion: Duration,
+}
+
+impl Waits {
+    /// Bytes after which what was before counts half.
+    const SPAN: u64 = 4 << 20;
+
+    fn add(&mut self, bytes: u64, network: Duration, conversion: Duration) {
+        self.bytes += bytes;
+        self.network += network;
+        self.conversion += conversion;
+        if self.bytes > 2 * Self::SPAN {
+            self.bytes /= 2;
+            self.network /= 2;
+            self.conversion /= 2;
+        }
+    }
+
+    /// Whether it is clearly the network, after enough bytes to tell.
+    fn are_for_the_network(&self) -> bool {
+        self.bytes >= Self::SPAN / 4 && self.network > 2 * self.conversion
+    }
+}
+
+impl LayerFailure {
+    /// Whether another host may have the right bytes: what came is not what the digest promises.
+    fn is_by_host(&self) -> bool {
+        match self {
+            LayerFailure::Download(error) => matches!(error, RegistryError::TooLarge { .. }),
+            LayerFailure::Content(error) => matches!(
+                **error,
+                LayerError::DigestMismatch { .. }
+                    | LayerError::BlobTooLong { .. }
+                    | LayerError::BlobTooShort { .. }
+                    // Found before the digest could tell.
+                    | LayerError::CompressionMismatch { .. }
+                    | LayerError::Limit { .. }
+            ),
+            LayerFailure::Store(_) | LayerFailure::Cancelled => false,
+        }
+    }
+}
+
+impl std::fmt::Display for LayerFailure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LayerFailure::Download(error) => error.fmt(formatter),
+            LayerFailure::Content(error) => error.fmt(formatter),
+            LayerFailure::Store(error) => error.fmt(formatter),
+            LayerFailure::Cancelled => formatter.write_str("cancelled"),
         }
     }
 }

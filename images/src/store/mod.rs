@@ -38,6 +38,7 @@ use tokio::sync::watch;
 use crate::image::{Image, ImageConfig};
 use crate::layer::LayerId;
 use crate::mounts::{LayerMounts, LayerSource, MountError};
+use crate::registry::Downloads;
 
 use catalogue::Catalogue;
 use files::{Files, Temporary};
@@ -70,6 +71,7 @@ pub struct ImageStore {
     pulls: Flights<pull::Key, pull::Outcome, Arc<progress::Board>>,
     conversions: Flights<LayerId, layers::Outcome, watch::Receiver<u64>>,
     staged: staged::StagedLayers,
+    downloads: Downloads,
     me: Weak<ImageStore>,
 }
 
@@ -105,8 +107,10 @@ impl ImageStore {
         let files = Arc::new(Files::open(&config.root)?);
         files.take_reserve();
         let (index, contents) = Index::open(&files.index())?;
-        let catalogue = load(contents)?;
+        let mut catalogue = load(contents)?;
+        catalogue.pinned.clone_from(&config.pinned);
         let mounts = LayerMounts::new(&config.state);
+        let downloads = Downloads::new(config.max_parallel_downloads);
         let store = Arc::new_cyclic(|me| Self {
             config,
             files,
@@ -118,6 +122,7 @@ impl ImageStore {
             pulls: Flights::default(),
             conversions: Flights::default(),
             staged: staged::StagedLayers::default(),
+            downloads,
             me: me.clone(),
         });
         let mut report = SweepReport { broken_images: store.drop_broken()?, ..SweepReport::default() };

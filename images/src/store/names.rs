@@ -67,7 +67,7 @@ impl ImageStore {
             let catalogue = self.read();
             let is_dangling =
                 |entry: &super::catalogue::Entry| entry.names.iter().all(|name| name.contains('@'));
-            let wanted = catalogue.images.iter().filter(|(_, entry)| !entry.record.pinned);
+            let wanted = catalogue.images.iter().filter(|(_, entry)| !catalogue.is_pinned(entry));
             wanted.filter(|(_, entry)| all || is_dangling(entry)).map(|(id, _)| id.clone()).collect()
         };
         let before = self.usage()?.bytes;

@@ -38,7 +38,7 @@ impl DockerRegistry {
             .arg("serve")
             .arg(&path)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(directory.path().join("access.log")).unwrap())
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry starts (Debian package docker-registry)");
@@ -52,6 +52,11 @@ impl DockerRegistry {
 
     pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A line for each request since it was started.
+    pub(crate) fn access_log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("access.log")).unwrap()
     }
 
     /// Uploads an image; returns its reference.

@@ -12,7 +12,7 @@ fn image() -> TestImage {
     TestImage::new(vec![Layer::new(&[("a", b"a")], Packing::Gzip)])
 }
 
-fn write_hosts(test: &TestStore, registry: &str, text: &str) {
+pub(crate) fn write_hosts(test: &TestStore, registry: &str, text: &str) {
     let directory = test.directory.path().join("certs.d").join(registry);
     fs::create_dir_all(&directory).unwrap();
     fs::write(directory.join("hosts.toml"), text).unwrap();
@@ -103,13 +103,13 @@ async fn a_broken_configuration_names_file_and_line() {
     );
 }
 
-/// An authority and a server certificate for 127.0.0.1, written to `directory` as ca.pem, server.pem and server.key.
-fn certificates(directory: &Path) {
+/// An authority and a server certificate for 127.0.0.1 and registry.test, written to `directory` as ca.pem, server.pem and server.key.
+pub(crate) fn certificates(directory: &Path) {
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let server = CertificateParams::new(vec!["127.0.0.1".to_owned(), "registry.test".to_owned()]).unwrap();
     let server = server.signed_by(&key, &authority).unwrap();
     fs::write(directory.join("ca.pem"), authority.pem()).unwrap();
     fs::write(directory.join("server.pem"), server.pem()).unwrap();

@@ -72,6 +72,10 @@ impl Layer {
 
     /// A layer of one file with bytes that do not compress.
     pub(crate) fn noise(name: &str, size: usize, seed: u64) -> Self {
+        Self::packed_noise(name, size, seed, Packing::Gzip)
+    }
+
+    pub(crate) fn packed_noise(name: &str, size: usize, seed: u64, packing: Packing) -> Self {
         let mut state = seed | 1;
         let mut bytes = Vec::with_capacity(size + 8);
         while bytes.len() < size {
@@ -81,7 +85,7 @@ impl Layer {
             bytes.extend_from_slice(&state.to_le_bytes());
         }
         bytes.truncate(size);
-        Self::new(&[(name, &bytes)], Packing::Gzip)
+        Self::new(&[(name, &bytes)], packing)
     }
 }
 

@@ -3,16 +3,22 @@
 
 /// Whether a store is whole, and how it is mended.
 mod check;
+/// HTTP/2 and proxies.
+mod connections;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
 /// Images out of files and into files.
 mod files;
+/// What stands in indexes and manifests beside images.
+mod formats;
 /// What a hostile or broken registry can do, and that nothing stays of it.
 mod hostile;
 /// Mirrors, TLS and headers by hosts.toml.
 mod hosts;
 /// Images made by the test.
 mod image;
+/// Mirrors with wrong content, or none.
+mod mirrors;
 /// Mounts of layers in their namespace.
 mod mounting;
 /// Names, and images that none leads to.
@@ -21,10 +27,14 @@ mod names;
 mod pulls;
 /// Images that go to a registry.
 mod pushes;
+/// Large layers over several connections, and registries that do not serve ranges.
+mod ranges;
 /// Removal, holds, sweeping, and what a crash leaves.
 mod removal;
 /// A registry whose answers a test decides.
 mod server;
+/// Token services, good and bad.
+mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,8 +52,15 @@ struct TestStore {
 
 impl TestStore {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// One whose configuration differs.
+    fn with(change: impl FnOnce(&mut StoreConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self { store: ImageStore::open(config(directory.path())).unwrap(), directory }
+        let mut config = config(directory.path());
+        change(&mut config);
+        Self { store: ImageStore::open(config).unwrap(), directory }
     }
 
     async fn pull(&self, reference: &str) -> Result<Image, PullError> {

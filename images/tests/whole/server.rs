@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,8 +25,13 @@ impl Request {
 
     /// First byte of a Range header.
     pub(crate) fn offset(&self) -> usize {
-        let range = self.header("range").strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
-        range.map_or(0, |first| first.parse().unwrap())
+        self.range().map_or(0, |(first, _)| first)
+    }
+
+    /// First byte of a Range header, and the last if it names one.
+    pub(crate) fn range(&self) -> Option<(usize, Option<usize>)> {
+        let (first, last) = self.header("range").strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().unwrap(), last.parse().ok()))
     }
 }
 
@@ -48,6 +54,8 @@ enum Ending {
     StallAfter(usize),
     /// The body again and again, without a length.
     Endless,
+    /// So many bytes at a time, with a pause after each.
+    Paced(usize, Duration),
 }
 
 impl Reply {
@@ -78,6 +86,23 @@ impl Reply {
         self
     }
 
+    pub(crate) fn paced(mut self, bytes: usize, pause: Duration) -> Self {
+        self.ending = Ending::Paced(bytes, pause);
+        self
+    }
+
+    /// What `request` wants of a body, by its Range header.
+    pub(crate) fn range_of(body: &[u8], request: &Request) -> Self {
+        match request.range() {
+            None => Self::ok(body),
+            Some((first, last)) => {
+                let last = last.unwrap_or(body.len() - 1);
+                let range = format!("bytes {first}-{last}/{}", body.len());
+                Self::new(206, &body[first..=last]).header("Content-Range", &range)
+            }
+        }
+    }
+
     pub(crate) fn endless(mut self) -> Self {
         self.ending = Ending::Endless;
         self
@@ -86,10 +111,18 @@ impl Reply {
 
 type Answer = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
 
+/// How many large blobs are being sent, and the most there were.
+#[derive(Default)]
+struct Sending {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
 /// A registry with real content whose answers a test can replace. Speaks plain HTTP on loopback.
 pub(crate) struct Server {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
+    sending: Arc<Sending>,
     task: JoinHandle<()>,
 }
 
@@ -122,14 +155,16 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
         let seen = requests.clone();
+        let sending: Arc<Sending> = Arc::default();
+        let counted = sending.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (answer, seen) = (answer.clone(), seen.clone());
-                tokio::spawn(async move { converse(stream, &*answer, &seen).await });
+                let (answer, seen, sending) = (answer.clone(), seen.clone(), counted.clone());
+                tokio::spawn(async move { converse(stream, &*answer, &seen, &sending).await });
             }
         });
-        Self { port, requests, task }
+        Self { port, requests, sending, task }
     }
 
     pub(crate) fn host(&self) -> String {
@@ -138,6 +173,11 @@ impl Server {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// The most large blobs that were under way at the same time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.sending.most.load(Ordering::SeqCst)
     }
 
     /// How many requests had a target with this part.
@@ -153,12 +193,23 @@ impl Drop for Server {
 }
 
 /// One request per connection.
-async fn converse(stream: TcpStream, answer: &Answer, seen: &Mutex<Vec<Request>>) -> Option<()> {
+async fn converse(
+    stream: TcpStream,
+    answer: &Answer,
+    seen: &Mutex<Vec<Request>>,
+    sending: &Sending,
+) -> Option<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
     let mut parts = line.split_whitespace();
-    let (method, target) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+    let (method, target) = (parts.next()?.to_owned(), parts.next()?);
+    // As to a proxy: with the host.
+    let target = target
+        .strip_prefix("http://")
+        .and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+        .unwrap_or(target);
+    let target = target.to_owned();
     let mut headers = HashMap::new();
     loop {
         let mut line = String::new();
@@ -174,7 +225,14 @@ async fn converse(stream: TcpStream, answer: &Answer, seen: &Mutex<Vec<Request>>
     let not_found =
         || Reply::new(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
     let reply = answer(&request).unwrap_or_else(not_found);
-    send(stream.into_inner(), &request, reply).await
+    if reply.body.len() < 1 << 20 {
+        return send(stream.into_inner(), &request, reply).await;
+    }
+    let now = sending.now.fetch_add(1, Ordering::SeqCst) + 1;
+    sending.most.fetch_max(now, Ordering::SeqCst);
+    let sent = send(stream.into_inner(), &request, reply).await;
+    sending.now.fetch_sub(1, Ordering::SeqCst);
+    sent
 }
 
 async fn send(mut stream: TcpStream, request: &Request, reply: Reply) -> Option<()> {
@@ -196,6 +254,13 @@ async fn send(mut stream: TcpStream, request: &Request, reply: Reply) -> Option<
         Ending::StallAfter(bytes) => {
             stream.write_all(&reply.body[..bytes]).await.ok()?;
             tokio::time::sleep(Duration::from_secs(60)).await;
+            Some(())
+        }
+        Ending::Paced(bytes, pause) => {
+            for piece in reply.body.chunks(bytes) {
+                stream.write_all(piece).await.ok()?;
+                tokio::time::sleep(pause).await;
+            }
             Some(())
         }
         Ending::Endless => loop {

@@ -1,0 +1,159 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hull_images::Credentials;
+use hull_images::store::PullErrorKind;
+use serde_json::json;
+
+use crate::image::{Layer, TestImage, digest};
+use crate::server::{Reply, Request, Server};
+use crate::{TestStore, reference};
+
+/// A challenge that leads to the server's own token service.
+fn challenge(request: &Request, error: &str) -> Reply {
+    let realm = format!("http://{}/token", request.header("host"));
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:app:pull\"{error}");
+    Reply::new(401, "").header("WWW-Authenticate", &challenge)
+}
+
+fn login() -> Option<Credentials> {
+    Some(Credentials { username: "me".into(), password: "secret".into(), ..Credentials::default() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_expires_during_a_long_pull_is_renewed() {
+    let layers = (1..=6).map(|seed| Layer::noise("a", 200_000, seed)).collect();
+    let image = TestImage::new(layers);
+    let blobs: Vec<Vec<u8>> = image.layers.iter().map(|layer| layer.blob.clone()).collect();
+    let (issued, used) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counted = issued.clone();
+    let server = Server::start(&[("app:1", &image)], move |request| {
+        if request.target.starts_with("/token") {
+            used.store(0, Ordering::SeqCst);
+            let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            return Some(Reply::ok(json!({"token": format!("t{number}")}).to_string()));
+        }
+        // Each token is good for four requests.
+        let current = format!("Bearer t{}", counted.load(Ordering::SeqCst));
+        if request.header("authorization") != current || used.fetch_add(1, Ordering::SeqCst) >= 4 {
+            return Some(challenge(request, ",error=\"invalid_token\""));
+        }
+        // Each layer breaks off once, so that what continues it meets an expired token too.
+        let blob = blobs.iter().find(|blob| request.target.contains(&digest(blob)))?;
+        let reply = Reply::range_of(blob, request);
+        Some(if request.offset() == 0 { reply.cut_after(100_000) } else { reply })
+    })
+    .await;
+    let test = TestStore::with(|config| config.max_parallel_layers = 1);
+    let name = reference(&format!("{}/app:1", server.host()));
+    assert_eq!(test.store.pull(&name, login(), None).await.unwrap().id, image.id());
+    let tokens = issued.load(Ordering::SeqCst);
+    assert!((3..=6).contains(&tokens), "{tokens} tokens for 14 requests");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_never_content_with_its_own_tokens_is_given_up() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    let server = Server::start(&[("app:1", &image)], |request| {
+        Some(match request.target.starts_with("/token") {
+            true => Reply::ok(json!({"token": "good"}).to_string()),
+            false => challenge(request, ",error=\"insufficient_scope\""),
+        })
+    })
+    .await;
+    let name = reference(&format!("{}/app:1", server.host()));
+    let test = TestStore::new();
+    let error = test.store.pull(&name, login(), None).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Unauthorized);
+    assert_eq!(server.requests().len(), 3, "the request, the token, the request");
+    // Also when it changes its mind in the middle.
+    let asked = AtomicUsize::new(0);
+    let server = Server::start(&[("app:1", &image)], move |request| {
+        if request.target.starts_with("/token") {
+            return Some(Reply::ok(json!({"token": "good"}).to_string()));
+        }
+        let is_first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+        (is_first || request.target.contains("/blobs/")).then(|| challenge(request, ""))
+    })
+    .await;
+    let name = reference(&format!("{}/app:1", server.host()));
+    let error = test.store.pull(&name, login(), None).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Unauthorized);
+    assert!(server.requests().len() < 10);
+    test.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn challenges_that_lead_nowhere_end() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    let challenges = [
+        "",
+        "Negotiate",
+        "Bearer",
+        "Bearer realm=\"\"",
+        "Bearer realm=\"ftp://x/\"",
+        "Bearer realm=\"file:///etc/passwd\"",
+        "Bearer realm=\"http://127.0.0.1:1/token\"",
+        "Basic realm=\"x\", Bearer realm=\"\\",
+    ];
+    for text in challenges {
+        let server = Server::start(&[("app:1", &image)], move |_| {
+            Some(Reply::new(401, "").header("WWW-Authenticate", text))
+        })
+        .await;
+        let error = TestStore::new().pull(&format!("{}/app:1", server.host())).await.unwrap_err();
+        let kind = error.kind();
+        assert!(
+            matches!(kind, PullErrorKind::Unauthorized | PullErrorKind::Unavailable),
+            "{text}: {kind:?} {error}"
+        );
+        assert!(server.requests().len() <= 5, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_a_token_service_are_bounded() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    let answers = [
+        Reply::ok(vec![b' '; 65536]).endless(),
+        Reply::ok("{}"),
+        Reply::ok("no json"),
+        Reply::ok(json!({"token": ""}).to_string()),
+        Reply::ok(json!({"token": "a\r\nX-Other: b"}).to_string()),
+        Reply::ok(json!({"token": "x".repeat(100_000)}).to_string()),
+        Reply::redirect(302, "http://127.0.0.1:1/token"),
+    ];
+    for (number, answer) in answers.into_iter().enumerate() {
+        let server = Server::start(&[("app:1", &image)], move |request| {
+            Some(match request.target.starts_with("/token") {
+                true => answer.clone(),
+                false => challenge(request, ""),
+            })
+        })
+        .await;
+        let name = reference(&format!("{}/app:1", server.host()));
+        let error = TestStore::new().store.pull(&name, login(), None).await.unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{number}: {error}");
+        assert!(server.count("GET", "/token") <= 5, "{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_always_overloaded_is_given_up_after_as_long_as_it_asks_for() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    for (wait, least) in [("0", 0), ("1", 4)] {
+        let server = Server::start(&[("app:1", &image)], move |_| {
+            Some(Reply::new(429, r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#).header("Retry-After", wait))
+        })
+        .await;
+        let started = std::time::Instant::now();
+        let error = TestStore::new().pull(&format!("{}/app:1", server.host())).await.unwrap_err();
+        assert_eq!(error.kind(), PullErrorKind::Unavailable);
+        assert!(
+            error.to_string().contains("429") && error.to_string().contains("TOOMANYREQUESTS"),
+            "{error}"
+        );
+        assert_eq!(server.requests().len(), 5);
+        assert!(started.elapsed().as_secs() >= least, "it waits as it is told to");
+    }
+}
