@@ -20,8 +20,11 @@ const PROFILE_TEXT: &str = "profile hull-test-deny-write flags=(attach_disconnec
 }
 ";
 
+/// Whether the kernel of the containers has it; a machine's has not.
 fn is_enabled() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+    !hull_tests::microvm::excepted("the guest's kernel has no AppArmor")
+        && std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.starts_with('Y'))
 }
 
 fn parse(action: &str) {
@@ -51,7 +54,7 @@ fn profile(kind: ProfileType, name: &str) -> Option<cri::SecurityProfile> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_has_the_profile_that_it_asks_for_and_hulls_own_by_default() {
     if !is_enabled() {
-        println!("this kernel has no AppArmor: hack/node has");
+        println!("the kernel of containers has no AppArmor here: hack/node's has");
         return;
     }
     let registry = Registry::start();

@@ -30,6 +30,9 @@ impl Drop for SpecFile {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_comes_with_all_that_its_vendor_describes() {
+    if hull_tests::microvm::excepted("character devices of the host are refused") {
+        return;
+    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let daemon = Daemon::start().await;

@@ -449,17 +449,16 @@ impl Launcher for MicrovmLauncher {
                 memory: record.memory,
                 memory_max: record.memory_max,
             });
-            let (memory, cpus) = size::after(limits, born);
-            if let Some(memory) = memory {
+            let after = size::after(limits, born, place.cgroup_levels > 0, &self.0.config);
+            if let Some(memory) = after.memory {
                 let call = vmm_request::Call::ResizeMemory(vmm::ResizeMemory { memory });
                 machine.control.order("resize the memory of", call, Vec::new()).await?;
             }
-            if let Some(cpus) = cpus {
+            if let Some(cpus) = after.vcpus {
                 machine.tell("resize", request::Call::Resize(messages::Resize { cpus })).await?;
             }
-            let (cgroups, place, limits) =
-                (Arc::clone(&self.0.cgroups), place.clone(), limits.cgroup.clone());
-            blocking(move || cgroups.limit(&place, &limits)).await
+            let (cgroups, place) = (Arc::clone(&self.0.cgroups), place.clone());
+            blocking(move || cgroups.limit(&place, &after.cgroup)).await
         })
     }
 

@@ -63,13 +63,32 @@ pub(super) fn overhead(config: &PodSandboxConfig, cgroup_is_ours: bool, handler:
     if announced == 0 && cgroup_is_ours { handler.overhead } else { announced }
 }
 
-/// What a running machine is to become; None: as it is.
-pub(super) fn after(limits: &PodLimits, size: Size) -> (Option<u64>, Option<u32>) {
-    let memory = limits.containers.memory_limit.and_then(|limit| u64::try_from(limit).ok());
-    let memory =
-        memory.filter(|limit| *limit > 0).map(|limit| whole_pieces(limit.max(LEAST)).min(size.memory_max));
-    let quota = messages_processors(&limits.containers);
-    (memory, quota.map(|count| count.clamp(1, size.vcpus)))
+/// What a running machine is to become. None: as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct After {
+    pub(super) memory: Option<u64>,
+    pub(super) vcpus: Option<u32>,
+    /// Of the pod's cgroup, with the overhead that it was born with where nobody names another.
+    pub(super) cgroup: messages::Resources,
+}
+
+/// The machine of a pod whose limits change: as [`of_pod`] would make it, but for what it was born without.
+pub(super) fn after(limits: &PodLimits, born: Size, cgroup_is_ours: bool, handler: &MachineConfig) -> After {
+    let positive =
+        |limit: Option<i64>| limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
+    let mut cgroup = limits.cgroup.clone();
+    let containers = positive(limits.containers.memory_limit);
+    let named = positive(cgroup.memory_limit).unwrap_or(0).saturating_sub(containers.unwrap_or(0));
+    let overhead = if named == 0 && cgroup_is_ours { handler.overhead } else { named };
+    let memory = containers.map(|limit| {
+        cgroup.memory_limit = i64::try_from(limit.saturating_add(overhead)).ok();
+        // As at the birth: a guest does not swap.
+        cgroup.memory_swap_limit = None;
+        let memory = limit.saturating_add(overhead.saturating_sub(OUTSIDE));
+        whole_pieces(memory.max(LEAST)).min(born.memory_max)
+    });
+    let vcpus = messages_processors(&limits.containers).map(|count| count.clamp(1, born.vcpus));
+    After { memory, vcpus, cgroup }
 }
 
 fn messages_processors(limits: &messages::Resources) -> Option<u32> {
@@ -152,8 +171,26 @@ mod tests {
             },
             ..Default::default()
         };
-        assert_eq!(after(&limits(2 << 30, 150_000), size), (Some(2 << 30), Some(2)));
-        assert_eq!(after(&limits(8 << 30, 900_000), size), (Some(4 << 30), Some(2)));
-        assert_eq!(after(&limits(-1, -1), size), (None, None));
+        let handler = MachineConfig::default();
+        let kubelets = |limits| {
+            let After { memory, vcpus, .. } = after(&limits, size, false, &handler);
+            (memory, vcpus)
+        };
+        assert_eq!(kubelets(limits(2 << 30, 150_000)), (Some(2 << 30), Some(2)));
+        assert_eq!(kubelets(limits(8 << 30, 900_000)), (Some(4 << 30), Some(2)));
+        assert_eq!(kubelets(limits(-1, -1)), (None, None));
+    }
+
+    #[test]
+    fn a_resize_leaves_room_for_the_guest_as_the_birth_did() {
+        let handler = MachineConfig::default();
+        let born = of_pod(&pod(512 << 20, 0, 96 << 20), 96 << 20, &handler, NODE);
+        let memory = |bytes: i64| messages::Resources { memory_limit: Some(bytes), ..Default::default() };
+        let limits =
+            |containers, cgroup| PodLimits { containers: memory(containers), cgroup: memory(cgroup) };
+        let named = after(&limits(512 << 20, 608 << 20), born, false, &handler);
+        assert_eq!((named.memory, named.cgroup.memory_limit), (Some(born.memory), Some(608 << 20)));
+        let unnamed = after(&limits(512 << 20, 512 << 20), born, true, &handler);
+        assert_eq!((unnamed.memory, unnamed.cgroup.memory_limit), (Some(born.memory), Some(608 << 20)));
     }
 }
