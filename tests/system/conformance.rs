@@ -76,8 +76,10 @@ async fn a_repeated_request_joins_the_one_under_way() {
     let daemon = Daemon::start().await;
     daemon.pull(&name).await;
     let config = networked_pod_config(&daemon, "joined");
-    let request =
-        || cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let request = || cri::RunPodSandboxRequest {
+        config: Some(config.clone()),
+        runtime_handler: hull_tests::microvm::default_handler(),
+    };
 
     // Given a client that gives up at once, several times
     for _ in 0..3 {

@@ -18,8 +18,10 @@ async fn a_retry_after_a_clients_deadline_gets_what_the_first_try_made() {
     let daemon = Daemon::start().await;
     let config = pod_config(&daemon, "retried");
     let run = async || {
-        let request =
-            cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: hull_tests::microvm::default_handler(),
+        };
         Ok::<_, tonic::Status>(
             daemon.runtime().await.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id,
         )
