@@ -22,6 +22,7 @@ use super::stdio::{Streams, agent_null};
 use super::users::Resolved;
 use super::{
     ChildStdio, LaunchError, Launched, PidNamespace, Slots, devices, execute, guarded, inner, mounts, rootfs,
+    scaffold,
 };
 
 /// How long a process may take from its clone to its program. The agent waits for it, so something that hangs (a dead
@@ -215,7 +216,7 @@ fn prepare(
     if let Some(user) = user_namespace {
         inner::act_as_root_of(user)?;
     }
-    let root = rootfs::assemble(&plan.rootfs, slots, user_namespace)?;
+    let root = rootfs::assemble(&plan.rootfs, scaffold::layer(plan, slots), slots, user_namespace)?;
     let user = execute::resolve_user(&plan.process, &root, &own)?;
     reporter.done(Done::Rootfs);
     devices::make_elsewhere(&root, &plan.devices)?;

@@ -21,6 +21,7 @@ mod process_plan;
 mod reaper;
 mod report;
 mod rootfs;
+mod scaffold;
 mod slots;
 mod stdio;
 mod users;

@@ -18,14 +18,16 @@ use super::plan::RootfsPlan;
 
 /// Assembles the root filesystem and attaches it at [`layout::ROOTFS`] in the calling process's own mount namespace.
 ///
-/// Ids on layers and in the writable directory are those of `user`, if there is one: what is made in the root filesystem
+/// `scaffold` is the lowest layer, a directory of the agent's. Ids on layers and in the writable directory are those of `user`, if there is one: what is made in the root filesystem
 /// must be made by a user that it maps.
 pub(super) fn assemble(
     plan: &RootfsPlan,
+    scaffold: Option<String>,
     slots: &Slots<'_>,
     user: Option<&UserNamespace>,
 ) -> Result<Root, Failure> {
-    let lower = attach_layers(&plan.layers, slots, user)?;
+    let mut lower = attach_layers(&plan.layers, slots, user)?;
+    lower.extend(scaffold);
     let writable = tree(slots, plan.writable, "the writable directory")?;
     let attached = map_ids(writable, user, false).and_then(|()| attach(writable, layout::WRITABLE));
     attached.during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;

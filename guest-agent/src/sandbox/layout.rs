@@ -18,6 +18,8 @@ pub const EMPTY: &str = "/run/hull/empty";
 pub const CGROUP: &str = "/run/hull/cgroup";
 /// Where a starting container, in its own mount namespace, attaches its layers: one directory for each, by number.
 pub const LAYERS: &str = "/run/hull/layers";
+/// Mount points that images lack, one layer for each set of them (see `container::scaffold`).
+pub const SCAFFOLDS: &str = "/run/hull/scaffolds";
 /// Where it attaches the directory with `upper` and `work`.
 pub const WRITABLE: &str = "/run/hull/writable";
 /// Where it attaches an image that becomes a volume.

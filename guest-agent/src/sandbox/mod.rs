@@ -73,7 +73,8 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 /// Makes the calling process the inside of a new pod: joins or makes its namespaces, leaves the host's mounts for a
 /// root of its own, sets hostname and sysctls and the process's own OOM score.
 ///
-/// The process must already be in its cgroup. Must have one thread: namespaces are a thread's. After an error the
+/// The host's mounts are still there, although no path leads to them, until [`leave_host`] has been called, before any
+/// process is started. The process must already be in its cgroup. Must have one thread: namespaces are a thread's. After an error the
 /// process is in an undefined place and can only exit. Paths of the host mean nothing afterwards; the current
 /// directory is `/`.
 pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFacts, SandboxError> {
@@ -114,6 +115,11 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
     set_oom_score_adj(rustix::fd::AsFd::as_fd(&own), spec.oom_score_adj)
         .doing("set the agent's OOM score")?;
     Ok(PodFacts::new(spec, user_namespace))
+}
+
+/// Gives up the mounts of the host. Takes long on a busy machine.
+pub fn leave_host() -> Result<(), SandboxError> {
+    root::forget_host()
 }
 
 fn keep_user_namespace(

@@ -20,8 +20,8 @@ const DEFAULT_SHM: u64 = 64 << 20;
 
 const NO_ALL: Attr = Attr::MOUNT_ATTR_NOSUID.union(Attr::MOUNT_ATTR_NODEV).union(Attr::MOUNT_ATTR_NOEXEC);
 
-/// Replaces the mount namespace's whole tree by a new root; the old one is detached and gone for this process. What
-/// containers see of it belongs to `owner`: user and group of their root.
+/// Replaces the mount namespace's whole tree by a new root. What containers see of it belongs to `owner`: user and group
+/// of their root. The old one is out of reach for paths, and detached by [`forget_host`].
 pub(super) fn leave_host(
     spec: &messages::CreateSandbox,
     shm: Option<BorrowedFd<'_>>,
@@ -35,7 +35,14 @@ pub(super) fn leave_host(
     fill(spec, owner)?;
     mount_below(shm, cgroup, spec, owner)?;
     mount::pivot_root(".", ".").doing("change to the agent's root")?;
-    // The old root lies over the new one now, and both at ".".
+    rustix::process::chdir("/").doing("enter the agent's root")?;
+    Ok(())
+}
+
+/// Detaches the old root. Apart from the rest because the kernel lets it wait for a grace period of RCU: from a tenth of a
+/// millisecond on an idle machine to tens of them on a busy one.
+pub(super) fn forget_host() -> Result<(), SandboxError> {
+    // The old root lies over the new one, and both at ".", until it is detached.
     mount::unmount(".", UnmountFlags::DETACH).doing("leave the host's mounts")?;
     rustix::process::chdir("/").doing("enter the agent's root")?;
     Ok(())
@@ -104,6 +111,7 @@ fn fill_without_umask(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Resu
         (relative(layout::EMPTY), 0o555),
         (relative(layout::CGROUP), 0o755),
         (relative(layout::LAYERS), 0o700),
+        (relative(layout::SCAFFOLDS), 0o700),
         (relative(layout::WRITABLE), 0o700),
         (relative(layout::VOLUME), 0o700),
         (relative(layout::ROOTFS), 0o755),

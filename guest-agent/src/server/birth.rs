@@ -51,7 +51,12 @@ pub(super) fn born() -> io::Result<Option<Server>> {
     drop(fds);
     match outcome {
         Ok((mut server, created)) => {
+            let has_left_host = server.pod.reaper.is_some();
             respond(&mut connection, id, Outcome::SandboxCreated(created))?;
+            if !has_left_host {
+                // Nobody needs to wait for it but the first container.
+                sandbox::leave_host().map_err(io::Error::other)?;
+            }
             let (socket, reader) = connection.into_parts();
             rustix::io::ioctl_fionbio(&socket, true)?;
             server.connections.add(socket, reader);
@@ -121,6 +126,7 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
     let facts = sandbox::enter(spec, slots).map_err(|error| CallError::invalid(error.to_string()))?;
     steps.done("namespaces, mounts");
     let reaper = if spec.shared_pid_namespace {
+        sandbox::leave_host().map_err(|error| CallError::invalid(error.to_string()))?;
         let launched = start_reaper(&leaf, facts.user_namespace.as_deref())?;
         Some(Reaper { pid: launched.pid, pidfd: launched.pidfd })
     } else {

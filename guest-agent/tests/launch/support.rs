@@ -207,6 +207,7 @@ impl Pod {
             .map(|number| messages::Slot { kind: Some(Kind::Descriptor(number)) })
             .collect();
         let facts = sandbox::enter(&spec, &Slots::new(&slots, &fds)).unwrap();
+        sandbox::leave_host().unwrap();
         Self { facts, group, leaves: RefCell::new(Vec::new()), host, agent: mount_namespace() }
     }
 

@@ -201,6 +201,7 @@ fn create_inside(
     // The agent itself stays in the root cgroup, which has no limits and may hold processes.
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
     let facts = sandbox::enter(&spec, &Slots::new(&[], &[]))
+        .and_then(|facts| sandbox::leave_host().map(|()| facts))
         .map_err(|error| CallError::invalid(error.to_string()))?;
     place::make()?;
     let clock = Clock::start(guest.wall_clock_ns);
