@@ -25,6 +25,8 @@ pub mod pod;
 pub mod registry;
 /// What is on the machine before and after.
 pub mod residue;
+/// System calls, counted.
+pub mod strace;
 
 use std::time::{Duration, Instant};
 

@@ -7,6 +7,7 @@ mod cli;
 mod conformance;
 mod container_images;
 mod dead_sources;
+mod effort;
 mod events;
 mod first_pod;
 mod foreign_clients;

@@ -3,8 +3,9 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// What the picture shows: a workload's title, a stage, and what a reader calls it.
-const ROWS: [(&str, &str, &str, &str); 8] = [
+const ROWS: [(&str, &str, &str, &str); 9] = [
     ("pods, host network", "pod start (the three, ms)", "start a pod, host network", "ms"),
+    ("pods, host network", "pod stop and remove (the four, ms)", "stop and remove it", "ms"),
     ("pods, own network", "pod start (the three, ms)", "start a pod, network of its own", "ms"),
     ("pods, own network", "pod stop and remove (the four, ms)", "stop and remove it", "ms"),
     ("exec", "ExecSync of true (ms)", "run a command in a container", "ms"),

@@ -57,7 +57,8 @@ fn kvm() -> Option<OwnedFd> {
     }
 }
 
-fn guest(name: &str) -> PathBuf {
+/// What `hack/build guest` makes.
+pub(crate) fn guest(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target-guest").join(name)
 }
 
@@ -133,6 +134,11 @@ impl Machine {
             }
             other => panic!("{other:?}\n{}", machine.told()),
         }
+    }
+
+    /// The jailed process.
+    pub(crate) const fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// A request with these descriptors, and its answer.

@@ -1,31 +1,234 @@
-//! Numbers for docs/SPECIFICATION.md; run by hand on a machine that is quiet.
+//! Numbers for docs/SPECIFICATION.md: `hack/bench machine` runs these tests, on a machine that is quiet. HULL_BENCH_ROUNDS
+//! says how often; HULL_BENCH_FIRECRACKER names a Firecracker to boot in turn, HULL_BENCH_FIRECRACKER_INITRAMFS what it
+//! boots beside the same kernel.
 
-use hull_agent::protocol::messages::{Measure, request::Call, response::Outcome};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use crate::machine::Machine;
+use hull_agent::protocol::messages::{
+    AddVolume, Measure, VolumePath, add_volume, request::Call, response::Outcome, slot::Kind,
+};
 
-#[test]
-#[ignore = "measures for a minute"]
-fn how_long_a_machine_takes_and_what_it_needs_before_the_first_container() {
-    let (mut started, mut listening, mut ready) = (Vec::new(), Vec::new(), Vec::new());
-    let mut used = 0;
-    for _ in 0..20 {
-        let Some(mut machine) = Machine::boot(1, 128 << 20) else { return };
-        let (first, second) = machine.started();
-        let mut agent = machine.agent();
-        let start = std::time::Instant::now();
-        agent.create(|_| ());
-        ready.push(start.elapsed().as_micros() as u64);
-        started.push(first);
-        listening.push(second);
-        if let Outcome::Measured(measured) = agent.call(Call::Measure(Measure::default()), vec![]) {
-            used = (128 << 20) - measured.memory_available;
+use crate::PATIENCE;
+use crate::agent::{Agent, Container, exec};
+use crate::disk;
+use crate::machine::{self, Machine};
+
+/// What the guest's first process prints under Firecracker.
+const MARK: &[u8] = b"FIRST INSTRUCTION";
+/// Bytes that the throughput of disk and stream is measured with.
+const BULK: usize = 64 << 20;
+/// Files that are read and made through virtio-fs.
+const FILES: usize = 500;
+
+fn rounds() -> usize {
+    std::env::var("HULL_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20)
+}
+
+/// Measurements by name, which ends with the unit, in the order in which they first came.
+#[derive(Default)]
+struct Numbers {
+    order: Vec<String>,
+    values: BTreeMap<String, Vec<f64>>,
+}
+
+impl Numbers {
+    fn add(&mut self, what: &str, value: f64) {
+        let values = self.values.entry(what.to_owned()).or_insert_with(|| {
+            self.order.push(what.to_owned());
+            Vec::new()
+        });
+        values.push(value);
+    }
+
+    /// Runs `step` and notes how many milliseconds it took.
+    fn timed<T>(&mut self, what: &str, step: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = step();
+        self.add(what, start.elapsed().as_secs_f64() * 1e3);
+        result
+    }
+
+    fn print(&self) {
+        println!("\n{:<62} {:>9} {:>9} {:>9} {:>4}", "", "median", "least", "most", "n");
+        for what in &self.order {
+            let mut sorted = self.values[what].clone();
+            sorted.sort_by(f64::total_cmp);
+            let (median, last) = (sorted[sorted.len() / 2], sorted.len() - 1);
+            println!("{what:<62} {median:>9.2} {:>9.2} {:>9.2} {:>4}", sorted[0], sorted[last], last + 1);
+            let row = serde_json::json!({"stage": what, "median": median, "values": self.values[what]});
+            println!("JSON {row}");
         }
     }
-    for (what, times) in [("first instruction", started), ("listens", listening), ("CreateSandbox", ready)] {
-        let mut times = times;
-        times.sort_unstable();
-        println!("{what}: median {} µs, {} to {}", times[times.len() / 2], times[0], times[times.len() - 1]);
+}
+
+#[test]
+#[ignore = "measures for minutes"]
+fn numbers_of_a_boot() {
+    let mut numbers = Numbers::default();
+    let firecracker = std::env::var_os("HULL_BENCH_FIRECRACKER");
+    for _ in 0..rounds() {
+        let Some(mut machine) = Machine::boot(1, 128 << 20) else { return };
+        let (first, listens) = machine.started();
+        numbers.add("hull-vmm: its start to the agent's first instruction (ms)", first as f64 / 1e3);
+        numbers.add("hull-vmm: its start to the agent listening (ms)", listens as f64 / 1e3);
+        let mut agent = machine.agent();
+        numbers.timed("CreateSandbox in the guest (ms)", || agent.create(|_| ()));
+        if let Outcome::Measured(measured) = agent.call(Call::Measure(Measure::default()), vec![]) {
+            let used = (128 << 20) - measured.memory_available;
+            numbers.add("guest memory in use before the first container (MiB)", used as f64 / 1048576.0);
+        }
+        let (private, resident) = beyond_guest_memory(machine.pid());
+        numbers.add("hull-vmm: private memory beyond the guest's (MiB)", private);
+        numbers.add("hull-vmm: resident memory beyond the guest's (MiB)", resident);
+        drop(agent);
+        drop(machine);
+        if let Some(program) = &firecracker {
+            boot_firecracker(Path::new(program), &mut numbers);
+        }
     }
-    println!("of 128 MiB in use before the first container: {} KiB", used >> 10);
+    numbers.print();
+}
+
+/// Private and resident MiB of a process, without mappings as large as a guest's memory.
+fn beyond_guest_memory(pid: i32) -> (f64, f64) {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut private, mut resident, mut is_guests) = (0, 0, false);
+    for line in smaps.lines() {
+        let value = || line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        match line.split_once(':').map_or("", |(name, _)| name) {
+            // Comes first of a mapping's fields.
+            "Size" => is_guests = value() >= 64 << 10,
+            "Private_Clean" | "Private_Dirty" if !is_guests => private += value(),
+            "Rss" if !is_guests => resident += value(),
+            _ => {}
+        }
+    }
+    (private as f64 / 1024.0, resident as f64 / 1024.0)
+}
+
+/// The same kernel, a first process that prints [`MARK`] to the serial console, no devices.
+fn boot_firecracker(program: &Path, numbers: &mut Numbers) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "boot-source": {
+            "kernel_image_path": machine::guest("vmlinux"),
+            "initrd_path": std::env::var("HULL_BENCH_FIRECRACKER_INITRAMFS").expect("an initramfs"),
+            "boot_args": "console=ttyS0 reboot=k panic=1 quiet",
+        },
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+        "drives": [],
+    });
+    fs::write(directory.path().join("config"), config.to_string()).unwrap();
+    let start = Instant::now();
+    let mut child = Command::new(program)
+        .args(["--no-api", "--config-file", "config"])
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(directory.path().join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut console = child.stdout.take().unwrap();
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !seen.windows(MARK.len()).any(|window| window == MARK) {
+        let count = console.read(&mut buffer).unwrap();
+        let log = || fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+        assert!(count > 0 && start.elapsed() < PATIENCE, "{}\n{}", String::from_utf8_lossy(&seen), log());
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    numbers
+        .add("Firecracker: its start to the first process's mark (ms)", start.elapsed().as_secs_f64() * 1e3);
+    let (private, resident) = beyond_guest_memory(child.id().cast_signed());
+    numbers.add("Firecracker: private memory beyond the guest's (MiB)", private);
+    numbers.add("Firecracker: resident memory beyond the guest's (MiB)", resident);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+#[ignore = "measures for minutes"]
+fn numbers_of_a_running_machine() {
+    let Some(mut machine) = Machine::boot(1, 512 << 20) else { return };
+    let mut numbers = Numbers::default();
+    let tree = machine.directory.path().join("busybox");
+    disk::busybox(&tree, &[("big", &"x".repeat(BULK))]);
+    let image = machine.image(&tree);
+    let mut agent = machine.agent();
+    agent.create(|_| ());
+    let host = machine.directory.path().join("host");
+    fs::create_dir(&host).unwrap();
+    for number in 0..FILES {
+        fs::write(host.join(format!("file{number}")), "x".repeat(1000)).unwrap();
+    }
+    let server = machine.serve_volumes();
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let tree = rustix::fs::open(&host, flags, rustix::fs::Mode::empty()).unwrap();
+    server.attach(0, &host, std::os::fd::AsFd::as_fd(&tree), false).unwrap();
+    let shared = add_volume::Kind::Shared(add_volume::Shared { index: 0, directory: true });
+    let volume = AddVolume { id: "host".into(), kind: Some(shared), ..Default::default() };
+    agent.done(Call::AddVolume(volume), vec![]);
+    machine.log("one");
+    let mut one = Container::new("one", image, machine.scratch(), "while :; do sleep 1000; done");
+    one.mount("/host", Kind::Volume(VolumePath { id: "host".into(), path: String::new() }));
+    numbers.timed("StartContainer in the guest (ms)", || agent.start(one));
+
+    // Once: afterwards it is in the guest's memory.
+    let start = Instant::now();
+    run(&mut agent, "cat /big > /dev/null");
+    let rate = BULK as f64 / 1e6 / start.elapsed().as_secs_f64();
+    numbers.add("read of a file of an image, by blocks (MB/s)", rate);
+    for _ in 0..rounds() {
+        numbers.timed("exec of true (ms)", || run(&mut agent, "exec true"));
+        let (number, mut stream) = machine.stream();
+        let mut call = exec("one", "exec cat");
+        (call.stdin, call.stdout) = (Some(0), Some(0));
+        let id = agent.send(Call::Exec(call), vec![Kind::Stream(number)]);
+        echo(&mut stream, &mut numbers);
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+        agent.response(id);
+    }
+    for _ in 0..rounds().min(5) {
+        throughput(&mut machine, &mut agent, &mut numbers);
+    }
+    numbers.print();
+}
+
+fn run(agent: &mut Agent, script: &str) {
+    match agent.call(Call::Exec(exec("one", script)), vec![]) {
+        Outcome::ExecEnded(end) => assert_eq!(end.exit_code, 0, "{script}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The first byte waits for the program to start.
+fn echo(stream: &mut std::os::unix::net::UnixStream, numbers: &mut Numbers) {
+    use std::io::Write;
+    for turn in 0..10 {
+        let start = Instant::now();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        if turn > 0 {
+            numbers.add("one byte to cat and back, by vsock (ms)", start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+}
+
+fn throughput(machine: &mut Machine, agent: &mut Agent, numbers: &mut Numbers) {
+    let start = Instant::now();
+    run(agent, "cat /host/file* > /dev/null");
+    numbers.add("small files read, by virtio-fs (files/s)", FILES as f64 / start.elapsed().as_secs_f64());
+    let (number, mut stream) = machine.stream();
+    let mut call = exec("one", &format!("exec head -c {BULK} /dev/zero"));
+    call.stdout = Some(0);
+    let start = Instant::now();
+    let id = agent.send(Call::Exec(call), vec![Kind::Stream(number)]);
+    let read = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+    assert_eq!(read, BULK as u64);
+    numbers.add("output of a process, by vsock (MB/s)", BULK as f64 / 1e6 / start.elapsed().as_secs_f64());
+    agent.response(id);
 }
