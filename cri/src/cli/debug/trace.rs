@@ -60,7 +60,8 @@ impl Start {
 async fn start_one(client: &mut Client, image: &str) -> Result<(), CliError> {
     let image = find::image(client, image).await?.id;
     let name = format!("trace-{}", std::process::id());
-    let options = NamespaceOption { network: NamespaceMode::Node.into(), ..Default::default() };
+    let (network, pid) = (NamespaceMode::Node.into(), NamespaceMode::Container.into());
+    let options = NamespaceOption { network, pid, ..Default::default() };
     let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
     let config = PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
