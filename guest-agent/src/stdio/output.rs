@@ -108,10 +108,8 @@ impl OutputStream {
         self.interest().sink != SinkInterest::None || self.deadline().is_some()
     }
 
-    /// Gives what comes from now on to `pipe` as well. While it takes nothing nothing more is read; after [`HOLD`] it is
-    /// let go, with what it has taken: see [`Self::take_late`].
-    ///
-    /// [`HOLD`]: super::tap::HOLD
+    /// Gives what comes from now on to `pipe` as well. While it takes nothing nothing more is read; after two
+    /// seconds it is let go, with what it has taken: see [`Self::take_late`].
     pub fn tap(&mut self, number: u32, pipe: OwnedFd) -> io::Result<()> {
         self.taps.push(Tap::new(number, pipe)?);
         Ok(())

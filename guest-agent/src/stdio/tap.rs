@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 /// How long a container is held up for somebody who reads along and takes nothing: a reader that only waits for its turn on
 /// a busy machine misses nothing, and one that has stopped costs the container this long, once.
-pub const HOLD: Duration = Duration::from_secs(2);
+pub(super) const HOLD: Duration = Duration::from_secs(2);
 /// Most bytes that wait for one reader; more than one chunk only after the end of the container.
 const MAX_WAITING: usize = 2 << 20;
 
