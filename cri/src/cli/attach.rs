@@ -9,6 +9,7 @@ use super::error::{CliError, FAILED};
 use super::find;
 use super::session::{self, Ended, Wanted, attend};
 use crate::api::runtime::{AttachRequest, ContainerStatusRequest};
+use crate::streaming::dial::Place;
 
 /// Connect to the streams of a running container
 ///
@@ -46,25 +47,26 @@ pub(super) async fn attach(
     id: String,
     wanted: Wanted,
 ) -> Result<u8, CliError> {
-    let url = url(client, name, &id, wanted).await?;
-    finish(client, name, id, attend(&url, wanted, &format!("attach to {name}"), async { Ok(()) }).await?)
-        .await
+    let place = place(client, name, &id, wanted).await?;
+    let ended = attend(&place, wanted, &format!("attach to {name}"), async { Ok(()) }).await?;
+    finish(client, name, id, ended).await
 }
 
 /// Where the streams of a container are.
-pub(super) async fn url(
+pub(super) async fn place(
     client: &mut Client,
     name: &str,
     id: &str,
     wanted: Wanted,
-) -> Result<String, CliError> {
+) -> Result<Place, CliError> {
     session::check_terminal(wanted)?;
     let Wanted { stdin, tty, .. } = wanted;
     let request = AttachRequest { container_id: id.to_owned(), stdin, tty, stdout: true, stderr: !tty };
     let patience = client.patience();
     let hint = format!("`hull ps -a` says how it ended, `hull logs {name}` what it printed last.");
     let answered = answer(format!("attach to {name}"), patience, client.runtime.attach(request)).await;
-    Ok(answered.map_err(|error| error.hint(Code::FailedPrecondition, hint))?.url)
+    let url = answered.map_err(|error| error.hint(Code::FailedPrecondition, hint))?.url;
+    client.place(url).await
 }
 
 /// The exit status after a session: the container's own.

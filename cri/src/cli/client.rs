@@ -9,9 +9,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use super::error::CliError;
+use crate::api::hull::InfoRequest;
 use crate::api::hull::hull_client::HullClient;
 use crate::api::runtime::image_service_client::ImageServiceClient;
 use crate::api::runtime::runtime_service_client::RuntimeServiceClient;
+use crate::streaming::dial::Place;
 
 /// Largest answer: both streams of ExecSync at their limit of 16 MiB, and room for the rest.
 const MAX_ANSWER: usize = 40 << 20;
@@ -52,6 +54,18 @@ impl Client {
             hull: HullClient::new(channel).max_decoding_message_size(MAX_ANSWER),
             timeout,
         })
+    }
+
+    /// Where the stream at `url` is, and by which certificate it is known. hulld's socket says so, which only root and
+    /// those whom root lets in can use: no authority need be trusted.
+    pub(super) async fn place(&mut self, url: String) -> Result<Place, CliError> {
+        if !url.starts_with("https://") {
+            return Ok(Place { url, certificate: Vec::new() });
+        }
+        let patience = self.patience();
+        let info =
+            answer("ask for the certificate of streams", patience, self.hull.info(InfoRequest {})).await?;
+        Ok(Place { url, certificate: info.streaming_certificate.into() })
     }
 
     /// How long one call may take.

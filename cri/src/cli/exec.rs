@@ -89,7 +89,8 @@ impl Exec {
         let patience = client.patience();
         let answered = answer(doing.clone(), patience, client.runtime.exec(request)).await;
         let url = answered.map_err(|error| error.hint(Code::FailedPrecondition, hint))?.url;
-        match session::attend(&url, wanted, &doing, async { Ok(()) }).await? {
+        let place = client.place(url).await?;
+        match session::attend(&place, wanted, &doing, async { Ok(()) }).await? {
             Ended::Exit(code) => Ok(code),
             Ended::Detached => Ok(0),
         }

@@ -95,7 +95,8 @@ async fn connect(
     let doing = format!("forward ports of {name}");
     let url = answer(doing.clone(), patience, call).await?.url;
     let failed = |error| CliError::local(doing.clone(), error);
-    let stream = dial::websocket(&url, PROTOCOL).await.map_err(failed)?;
+    let place = client.place(url).await?;
+    let stream = dial::websocket(&place, PROTOCOL).await.map_err(failed)?;
     let (connection, _none) = spdy::start(tunnel(stream, Role::Client))
         .map_err(|error| failed(std::io::Error::other(error.to_string())))?;
     Ok(connection)

@@ -118,6 +118,9 @@ fn check_together(config: &Config) -> Result<(), (&'static str, String)> {
     if config.root == config.state {
         return Err(("state", "root and state must be different directories".into()));
     }
+    if config.streaming.certificate.is_some() != config.streaming.key.is_some() {
+        return Err(("streaming", "certificate and key are given together or not at all".into()));
+    }
     for name in config.runtimes.handlers.keys() {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
         // A RuntimeClass's handler is a DNS label (node.k8s.io/v1 RuntimeClass).

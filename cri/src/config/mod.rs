@@ -46,6 +46,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// Where pods without a cgroup of kubelet's go.
     pub cgroup: CgroupConfig,
+    /// What containers may use of disks.
+    pub blockio: BlockIoConfig,
     /// How streams of exec, attach and port-forward reach hulld.
     pub streaming: StreamingConfig,
     /// What a RuntimeClass's handler means.
@@ -184,6 +186,15 @@ pub enum CgroupDriver {
     Auto,
 }
 
+/// `[blockio]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BlockIoConfig {
+    /// The file that describes classes. Unset: there are none.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+}
+
 /// `[streaming]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -192,6 +203,12 @@ pub struct StreamingConfig {
     /// be one that kubelet can connect to.
     #[serde(deserialize_with = "value::reachable_address")]
     pub address: SocketAddr,
+    /// The server's certificate, followed by those that signed it, in PEM. Unset: plain HTTP. Read again when it changes.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM; set if the certificate is.
+    #[serde(deserialize_with = "value::optional_absolute_path", skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
 }
 
 /// `[runtimes]`
@@ -277,6 +294,7 @@ impl Default for Config {
             registry: RegistryConfig::default(),
             image: ImageConfig::default(),
             cgroup: CgroupConfig::default(),
+            blockio: BlockIoConfig::default(),
             streaming: StreamingConfig::default(),
             runtimes: RuntimesConfig::default(),
         }
@@ -333,7 +351,7 @@ impl Default for CgroupConfig {
 
 impl Default for StreamingConfig {
     fn default() -> Self {
-        StreamingConfig { address: (Ipv4Addr::LOCALHOST, 0).into() }
+        StreamingConfig { address: (Ipv4Addr::LOCALHOST, 0).into(), certificate: None, key: None }
     }
 }
 

@@ -39,6 +39,9 @@ fn the_example_explains_every_key() {
     let mut everything = Config::default();
     everything.agent.path = Some("/usr/libexec/hull/hull-agent".into());
     everything.network.mtu = Some(1500);
+    everything.streaming.certificate = Some("/etc/hull/streaming.crt".into());
+    everything.streaming.key = Some("/etc/hull/streaming.key".into());
+    everything.blockio.classes = Some("/etc/hull/blockio.yaml".into());
     let microvm = everything.runtimes.handlers.get_mut("microvm").unwrap();
     microvm.machine = Some(MachineConfig {
         vmm: Some("/usr/libexec/hull/hull-vmm".into()),
@@ -65,6 +68,14 @@ fn what_is_printed_can_be_read_again() {
     config.pod.shm_size = 1000;
     config.network.mtu = Some(9000);
     assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn a_certificate_needs_its_key() {
+    let error = read("[streaming]\ncertificate = \"/a\"\n").unwrap_err();
+    assert!(error.contains("certificate and key are given together"), "{error}");
+    let both = read("[streaming]\ncertificate = \"/a\"\nkey = \"/b\"\n").unwrap();
+    assert_eq!(both.streaming.key, Some("/b".into()));
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub use service::RuntimeServer;
 use self::names::Names;
 use self::objects::{ContainerKey, Objects, PodKey};
 use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
-use crate::config::{CgroupDriver, Config, NetworkMode, SandboxKind};
+use crate::config::{CgroupDriver, Config, NetworkMode, SandboxKind, StreamingConfig};
 use crate::sandbox::microvm::MicrovmLauncher;
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
@@ -83,6 +83,7 @@ use crate::security::seccomp::{self, Profile};
 use crate::security::{apparmor, capabilities};
 use crate::store::record::ContainerPhase;
 use crate::store::{Store, StoreError};
+use crate::streaming::tls::Tls;
 use crate::streaming::{Session, Streaming, StreamingError, TokenError};
 use crate::systemd::{BusError, Systemd};
 
@@ -187,7 +188,7 @@ impl Runtime {
         let launchers = launchers(&config, &launcher, &images, &layout, systemd.as_ref())?;
         let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;
         let closing = CancellationToken::new();
-        let streaming = Streaming::open(config.streaming.address, closing.clone()).await?;
+        let streaming = streaming(&config.streaming, &closing).await?;
         let runtime = Arc::new(Self {
             config,
             store,
@@ -262,6 +263,11 @@ impl Runtime {
             TokenError::TooMany => Error::Unavailable(error.to_string()),
             TokenError::Random(_) => Error::Internal(error.to_string()),
         })
+    }
+
+    /// The certificate (DER) of the server for streams; empty without TLS.
+    pub(crate) async fn streaming_certificate(&self) -> Vec<u8> {
+        self.streaming.certificate().await
     }
 
     /// The images.
@@ -370,6 +376,18 @@ fn network_config(config: &Config) -> hull_network::NetworkConfig {
         cni_conf_dir: network.cni_conf_dir.clone(),
         cni_bin_dirs: network.cni_bin_dirs.clone(),
     }
+}
+
+/// The server for streams, with TLS if it has a certificate.
+async fn streaming(
+    config: &StreamingConfig,
+    closing: &CancellationToken,
+) -> std::result::Result<Arc<Streaming>, StreamingError> {
+    let tls = match (&config.certificate, &config.key) {
+        (Some(certificate), Some(key)) => Some(Tls::open(certificate, key)?),
+        _ => None,
+    };
+    Streaming::open(config.address, tls, closing.clone()).await
 }
 
 /// The way to systemd, if it is to own cgroups.

@@ -1,32 +1,55 @@
-//! The client's side: from the URL of a stream to a WebSocket.
+//! The client's side: from the place of a stream to a WebSocket.
 
 use std::io;
+use std::pin::Pin;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::pinned;
+use super::spdy::Transport;
 use super::websocket::{accept_key, base64};
 
 /// Longest answer to the handshake, and longest explanation of a refusal.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_REASON: u64 = 4 << 10;
 
+/// Where a stream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// As hulld gives it out: `http://ADDRESS:PORT/PATH`, or `https://` with TLS.
+    pub url: String,
+    /// With TLS: the certificate (DER) that the server must show.
+    pub certificate: Vec<u8>,
+}
+
+/// Bytes both ways, secured or not.
+pub type Connection = Pin<Box<dyn Transport>>;
+
 fn invalid(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
-/// Connects to `url` as hulld gives it out (`http://ADDRESS:PORT/PATH`) and agrees on `protocol`. What follows on the
-/// stream are the server's frames.
-pub async fn websocket(url: &str, protocol: &str) -> io::Result<TcpStream> {
-    let rest =
-        url.strip_prefix("http://").ok_or_else(|| invalid(format!("{url:?} is not an http:// URL")))?;
+/// Connects to `place` and agrees on `protocol`. What follows on the stream are the server's frames.
+pub async fn websocket(place: &Place, protocol: &str) -> io::Result<Connection> {
+    let url = &place.url;
+    let (rest, secured) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, false),
+        (None, Some(rest)) => (rest, true),
+        (None, None) => return Err(invalid(format!("{url:?} is not an http:// or https:// URL"))),
+    };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let harmless = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     if !harmless(authority) || !harmless(path) {
         return Err(invalid(format!("{url:?} is not a URL")));
     }
-    let mut stream = TcpStream::connect(authority).await?;
+    let stream = TcpStream::connect(authority).await?;
     stream.set_nodelay(true)?;
+    let mut stream: Connection = match secured {
+        true => Box::pin(secure(stream, place.certificate.clone()).await?),
+        false => Box::pin(stream),
+    };
     let key = base64(&rand::random::<[u8; 16]>());
     let request = format!(
         "GET /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -50,8 +73,15 @@ pub async fn websocket(url: &str, protocol: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// TLS with the one server that has this certificate.
+async fn secure(stream: TcpStream, certificate: Vec<u8>) -> io::Result<impl Transport> {
+    let name = ServerName::from(stream.peer_addr()?.ip());
+    let connector = pinned::connector(certificate).map_err(io::Error::other)?;
+    connector.connect(name, stream).await
+}
+
 /// Byte by byte: what follows it are frames.
-async fn head(stream: &mut TcpStream) -> io::Result<String> {
+async fn head(stream: &mut Connection) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() >= MAX_HEAD {
@@ -66,10 +96,15 @@ async fn head(stream: &mut TcpStream) -> io::Result<String> {
 mod tests {
     use super::*;
 
+    async fn dial(url: &str) -> io::Result<Connection> {
+        let place = Place { url: url.to_owned(), certificate: Vec::new() };
+        websocket(&place, "v5.channel.k8s.io").await
+    }
+
     #[tokio::test]
     async fn a_url_that_is_none_is_refused_before_anything_is_sent() {
-        for url in ["https://x/", "ws://x", "http://a b/", "http://x/\r\nHost: y"] {
-            let error = websocket(url, "v5.channel.k8s.io").await.unwrap_err();
+        for url in ["ftp://x/", "ws://x", "http://a b/", "https://a b/", "http://x/\r\nHost: y"] {
+            let error = dial(url).await.err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{url}");
         }
     }
@@ -79,12 +114,12 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/exec/x", listener.local_addr().unwrap());
         tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut stream: Connection = Box::pin(listener.accept().await.unwrap().0);
             // A connection that is closed with something unread is reset, and the answer with it.
             head(&mut stream).await.unwrap();
             stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\nno such stream").await.unwrap();
         });
-        let error = websocket(&url, "v5.channel.k8s.io").await.unwrap_err();
+        let error = dial(&url).await.err().unwrap();
         assert!(error.to_string().contains("404: no such stream"), "{error}");
     }
 }

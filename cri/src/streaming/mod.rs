@@ -11,6 +11,7 @@ pub mod attach;
 pub mod command;
 pub mod dial;
 pub mod exec;
+pub mod pinned;
 pub mod pipes;
 pub mod port_forward;
 pub mod protocol;
@@ -19,6 +20,7 @@ pub mod session;
 pub mod spdy;
 pub mod status;
 pub mod terminal_size;
+pub mod tls;
 pub mod token;
 pub mod websocket;
 

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::event::{PollFd, PollFlags};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use super::protocol::{
     choose,
 };
 use super::session::Session;
+use super::tls::{Identity, Tls, TlsError};
 use super::token::{TokenError, Tokens};
 use super::websocket;
 
@@ -46,16 +48,26 @@ const ACCEPTED: &str = "x-accepted-stream-protocol-versions";
 
 /// Why there is no streaming server.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for streams on {address}: {source}")]
-pub struct StreamingError {
-    address: SocketAddr,
-    source: io::Error,
+pub enum StreamingError {
+    /// Its address cannot be had.
+    #[error("cannot listen for streams on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its certificate cannot be used.
+    #[error("cannot serve streams over TLS: {0}")]
+    Tls(#[from] TlsError),
 }
 
 /// A server that listens.
 #[derive(Debug)]
 pub struct Streaming {
     address: SocketAddr,
+    /// None: plain HTTP.
+    tls: Option<Arc<Tls>>,
     tokens: Tokens<Session>,
     closing: CancellationToken,
 }
@@ -63,12 +75,20 @@ pub struct Streaming {
 impl Streaming {
     /// Listens on `address` (port 0: any free one) until the token is cancelled; then every session ends too. Must be
     /// called inside the runtime.
-    pub async fn open(address: SocketAddr, closing: CancellationToken) -> Result<Arc<Self>, StreamingError> {
-        let failed = |source| StreamingError { address, source };
+    pub async fn open(
+        address: SocketAddr,
+        tls: Option<Tls>,
+        closing: CancellationToken,
+    ) -> Result<Arc<Self>, StreamingError> {
+        let failed = |source| StreamingError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        tracing::debug!(%address, "listening for streams");
-        let streaming = Arc::new(Self { address, tokens: Tokens::default(), closing });
+        tracing::debug!(%address, tls = tls.is_some(), "listening for streams");
+        if tls.is_none() && !address.ip().is_loopback() {
+            tracing::warn!(%address, "streams of exec, attach and port-forward cross the network without TLS");
+        }
+        let tls = tls.map(Arc::new);
+        let streaming = Arc::new(Self { address, tls, tokens: Tokens::default(), closing });
         tokio::spawn(Arc::clone(&streaming).accept(listener));
         Ok(streaming)
     }
@@ -77,7 +97,22 @@ impl Streaming {
     pub fn url(&self, session: Session) -> Result<String, TokenError> {
         let path = session.path();
         let token = self.tokens.put(session)?;
-        Ok(format!("http://{}/{path}/{token}", self.address))
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}/{path}/{token}", self.address))
+    }
+
+    /// The certificate (DER) that it shows now, for clients that are to trust no other; empty without TLS.
+    pub async fn certificate(&self) -> Vec<u8> {
+        match self.identity().await {
+            Some(identity) => identity.certificate.to_vec(),
+            None => Vec::new(),
+        }
+    }
+
+    /// What it shows now; None: plain HTTP.
+    async fn identity(&self) -> Option<Identity> {
+        let tls = Arc::clone(self.tls.as_ref()?);
+        tokio::task::spawn_blocking(move || tls.identity()).await.ok()
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
@@ -115,6 +150,23 @@ impl Streaming {
         let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
         let _ = socket.set_nodelay(true);
         let Ok(watched) = rustix::io::fcntl_dupfd_cloexec(&socket, 3) else { return };
+        if self.tls.is_none() {
+            return self.requests(socket, &watched).await;
+        }
+        let Some(identity) = self.identity().await else { return };
+        match tokio::time::timeout(REQUEST_TIME, identity.acceptor.accept(socket)).await {
+            Ok(Ok(secured)) => self.requests(secured, &watched).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a client for streams does not come to terms over TLS"),
+            Err(_) => tracing::debug!("a client for streams takes too long to come to terms over TLS"),
+        }
+    }
+
+    /// The same, once it is clear how bytes pass.
+    async fn requests(
+        self: &Arc<Self>,
+        transport: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        watched: &OwnedFd,
+    ) {
         let (sender, mut begun) = tokio::sync::mpsc::channel::<Begun>(1);
         let service = service_fn(|request| {
             let answer = self.answer(request, &sender);
@@ -125,7 +177,7 @@ impl Streaming {
             .header_read_timeout(REQUEST_TIME)
             .max_headers(64)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(socket), service)
+            .serve_connection(TokioIo::new(transport), service)
             .with_upgrades()
             .await;
         if let Err(error) = served {
@@ -136,7 +188,7 @@ impl Streaming {
             Ok(upgraded) => {
                 tokio::select! {
                     () = serve(session, agreed, TokioIo::new(upgraded)) => {}
-                    () = hung_up(&watched) => {}
+                    () = hung_up(watched) => {}
                 }
             }
             Err(error) => tracing::debug!(%error, "a connection for streams was not upgraded"),

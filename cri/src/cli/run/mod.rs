@@ -297,9 +297,9 @@ async fn attended(
     started: impl Future<Output = Result<(), CliError>>,
     signals: &mut Signals,
 ) -> Result<Done, CliError> {
-    let url = attach::url(client, name, &id, wanted).await?;
+    let place = attach::place(client, name, &id, wanted).await?;
     let doing = format!("attach to {name}");
-    let mut session = std::pin::pin!(session::attend(&url, wanted, &doing, started));
+    let mut session = std::pin::pin!(session::attend(&place, wanted, &doing, started));
     let mut grace = GRACE;
     let ended = loop {
         tokio::select! {

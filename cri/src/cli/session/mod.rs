@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::error::{CliError, FAILED};
-use crate::streaming::dial;
+use crate::streaming::dial::{self, Place};
 use crate::streaming::websocket::{ChannelWriter, Channels, Coding, Role};
 use detach::DetachKeys;
 use terminal::RawTerminal;
@@ -56,16 +56,16 @@ pub(super) fn check_terminal(wanted: Wanted) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Connects to `url` and passes everything on until the other side ends. `doing` completes the sentence "cannot …";
+/// Connects to `place` and passes everything on until the other side ends. `doing` completes the sentence "cannot …";
 /// `connected` is done once there is somebody to see what comes of it.
 pub(super) async fn attend(
-    url: &str,
+    place: &Place,
     wanted: Wanted,
     doing: &str,
     connected: impl Future<Output = Result<(), CliError>>,
 ) -> Result<Ended, CliError> {
     let failed = |error: io::Error| CliError::local(doing.to_owned(), error);
-    let stream = dial::websocket(url, PROTOCOL).await.map_err(failed)?;
+    let stream = dial::websocket(place, PROTOCOL).await.map_err(failed)?;
     let coding = Coding { ends: true, numbered: true };
     let (channels, [mut stdout, mut stderr, mut status]) =
         Channels::start(stream, Role::Client, coding, [STDOUT, STDERR, STATUS]);
