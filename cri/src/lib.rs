@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod blockio;
 pub mod cli;
 pub mod config;
 /// Changes, told in order to everybody who listens.
@@ -17,3 +18,4 @@ pub mod stats;
 pub mod store;
 pub mod streaming;
 pub mod systemd;
+mod yaml;

@@ -18,9 +18,10 @@ use super::{Error, Result, Runtime, blocking, host, volumes};
 use crate::api::runtime::{
     ContainerConfig, CreateContainerRequest, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
+use crate::blockio;
 use crate::security::apparmor::{self, AppArmorError};
 use crate::security::{cdi, seccomp};
-use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume};
+use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume, SandboxRecord};
 
 impl Runtime {
     /// Makes a container in a pod and returns its id. A repeated request joins the one under way, or gets the
@@ -100,10 +101,11 @@ impl Runtime {
         let directory = self.container_directory(&id);
         // A request that cannot be planned leaves nothing behind.
         let record = {
-            let kernel = self.kernel_of(pod);
+            let (kernel, classes) = (self.kernel_of(pod), self.config.blockio.classes.clone());
             let (pod, directory) = (pod.record(), directory.clone());
             let check = move || {
-                container::plan(&record, &pod, &directory, &facts(&record, kernel)?)?;
+                let facts = facts(&record, &pod, kernel, classes.as_deref())?;
+                container::plan(&record, &pod, &directory, &facts)?;
                 Ok::<_, Error>(record)
             };
             blocking(check).await??
@@ -128,7 +130,7 @@ impl Runtime {
     /// The kernel of a pod's containers.
     pub(super) fn kernel_of(&self, pod: &Pod) -> Kernel {
         let is_hosts = !pod.launcher.has_own_kernel();
-        Kernel { is_hosts, apparmor: self.apparmor && is_hosts }
+        Kernel { is_hosts, apparmor: self.apparmor && is_hosts, cgroup_v2: self.layout.unified_controllers }
     }
 
     /// The container's image, its layers held, with those of the images that it mounts.
@@ -241,12 +243,20 @@ pub(super) struct Kernel {
     pub(super) is_hosts: bool,
     /// It has AppArmor.
     pub(super) apparmor: bool,
+    /// The host has cgroup v2 with all controllers.
+    pub(super) cgroup_v2: bool,
 }
 
 /// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
 /// always). Blocks for a little while.
-pub(super) fn facts(record: &ContainerRecord, kernel: Kernel) -> Result<Facts> {
+pub(super) fn facts(
+    record: &ContainerRecord,
+    pod: &SandboxRecord,
+    kernel: Kernel,
+    classes: Option<&Path>,
+) -> Result<Facts> {
     let config = record.config.clone().unwrap_or_default();
+    let pod_config = pod.config.clone().unwrap_or_default();
     let context = container::context(&config);
     let profile = profile::seccomp(&context)?;
     let path = profile::seccomp_path(&profile);
@@ -263,6 +273,7 @@ pub(super) fn facts(record: &ContainerRecord, kernel: Kernel) -> Result<Facts> {
         seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
         cdi: cdi_edits(&config, kernel)?,
         apparmor_profile: apparmor_profile(&context, kernel.apparmor)?,
+        blockio: blockio(&config, &pod_config, kernel, classes)?,
     })
 }
 
@@ -276,6 +287,21 @@ fn cdi_edits(config: &ContainerConfig, kernel: Kernel) -> Result<cdi::Edits> {
         )));
     }
     cdi::edits(&names, &cdi::DIRECTORIES.map(Path::new)).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// What the container's class of block I/O comes to. The disks of a container in a machine are the machine's.
+fn blockio(
+    config: &ContainerConfig,
+    pod: &PodSandboxConfig,
+    kernel: Kernel,
+    classes: Option<&Path>,
+) -> Result<BTreeMap<String, String>> {
+    let limits = blockio::limits(config, pod, classes, kernel.cgroup_v2)
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    if !kernel.is_hosts && !limits.is_empty() {
+        return Err(Error::Invalid("a pod with its own kernel cannot have a class of block I/O".into()));
+    }
+    Ok(limits)
 }
 
 /// The AppArmor profile to enter, if the kernel has AppArmor.

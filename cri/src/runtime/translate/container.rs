@@ -1,5 +1,6 @@
 //! A container: CRI's ContainerConfig and the image's configuration become the agent's StartContainer.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hull_agent::protocol::messages::{self, PidMode};
@@ -33,6 +34,8 @@ pub struct Facts {
     pub cdi: Edits,
     /// The AppArmor profile to enter, empty for none.
     pub apparmor_profile: String,
+    /// Files of cgroup v2 that its class of block I/O comes to.
+    pub blockio: BTreeMap<String, String>,
 }
 
 /// The agent's request and what its slots stand for, in their order.
@@ -110,6 +113,11 @@ pub fn plan(
     });
     let (pid_mode, pid_target) = pid_mode(&context, &pod_config)?;
     let (masked_paths, readonly_paths) = hidden_paths(&context);
+    let mut resources = cri_resources.map(resources::limits).transpose()?.unwrap_or_default();
+    // What the container itself names goes before its class.
+    for (file, value) in &facts.blockio {
+        resources.unified.entry(file.clone()).or_insert_with(|| value.clone());
+    }
     let start = messages::StartContainer {
         id: container.id.clone(),
         process: Some(first_process(&config, &image, &context, pod, facts)?),
@@ -121,7 +129,7 @@ pub fn plan(
         // Privileged in a user namespace is privileged in its own part of the machine.
         private_cgroup_namespace: !context.privileged || mapping.is_some(),
         cgroup_leaf: slice::leaf(&pod.cgroup_parent, &container.id),
-        resources: Some(cri_resources.map(resources::limits).transpose()?.unwrap_or_default()),
+        resources: Some(resources),
         devices: facts.devices.nodes.iter().chain(&facts.cdi.devices).cloned().collect(),
         device_rules: facts.devices.rules.clone(),
         masked_paths,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::CdiError;
 use super::spec::{Device, Spec};
-use super::yaml;
+use crate::yaml;
 
 /// Bytes of a file, and files of a directory, that are looked at.
 const MAX_FILE: u64 = 4 << 20;

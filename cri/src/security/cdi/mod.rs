@@ -5,7 +5,6 @@
 
 mod files;
 mod spec;
-mod yaml;
 
 use std::path::{Path, PathBuf};
 

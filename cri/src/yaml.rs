@@ -9,7 +9,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_VALUES: usize = 200_000;
 
 /// The one document of `text`. Aliases are refused: a few lines of them can stand for terabytes.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
+pub(crate) fn parse(text: &str) -> Result<Value, String> {
     let mut events = Events { parser: Parser::new_from_str(text), values: 0 };
     loop {
         match events.next()? {
