@@ -1,7 +1,7 @@
-"""exec_over_websocket.py URL PROTOCOL MEGABYTES
+"""exec_over_websocket.py URL PROTOCOL MEGABYTES [AUTHORITY]
 
 Runs the command behind the URL of an Exec through Debian's python3-websocket: sends so many megabytes to its standard
-input, prints what came on each channel (a digest if it is long) as JSON.
+input, prints what came on each channel (a digest if it is long) as JSON. With TLS only AUTHORITY is trusted, a file.
 """
 import hashlib
 import json
@@ -11,7 +11,8 @@ import threading
 import websocket
 
 url, protocol, megabytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
-socket = websocket.create_connection(url.replace("http://", "ws://", 1), subprotocols=[protocol], timeout=120)
+trust = {"ca_certs": sys.argv[4]} if len(sys.argv) > 4 else None
+socket = websocket.create_connection("ws" + url.removeprefix("http"), subprotocols=[protocol], timeout=120, sslopt=trust)
 assert socket.subprotocol == protocol, socket.subprotocol
 block = bytes(range(256)) * 128
 digest = hashlib.sha256()

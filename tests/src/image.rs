@@ -35,6 +35,15 @@ impl Layer {
         self.entry(path, tar::EntryType::Regular, mode, owner, content, None)
     }
 
+    /// A program whose file gives these capabilities (bits of the low 32), permitted and effective.
+    pub fn capable_file(mut self, path: &str, capabilities: u32, content: &[u8]) -> Self {
+        // capabilities(7), vfs_cap_data of revision 2: magic with the effective bit, then two pairs of words.
+        let words = [0x0200_0001, capabilities, 0, 0, 0];
+        let value: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        self.tar.append_pax_extensions([("SCHILY.xattr.security.capability", value.as_slice())]).unwrap();
+        self.file(path, 0o755, content)
+    }
+
     pub fn symlink(self, path: &str, target: &str) -> Self {
         self.entry(path, tar::EntryType::Symlink, 0o777, 0, b"", Some(target))
     }

@@ -19,6 +19,108 @@ pub struct UpdatePodSandboxResourcesRequest {
     pub resources: Option<cri::LinuxContainerResources>,
 }
 
+/// `ContainerStatsResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub stats: Option<ContainerStats>,
+}
+
+/// `ContainerStats`, as far as it tells of pressure.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStats {
+    #[prost(message, optional, tag = "2")]
+    pub cpu: Option<CpuUsage>,
+    #[prost(message, optional, tag = "3")]
+    pub memory: Option<MemoryUsage>,
+    #[prost(message, optional, tag = "6")]
+    pub io: Option<IoUsage>,
+}
+
+/// `CpuUsage`, its pressure
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CpuUsage {
+    #[prost(message, optional, tag = "4")]
+    pub psi: Option<PsiStats>,
+}
+
+/// `MemoryUsage`, its pressure
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemoryUsage {
+    #[prost(message, optional, tag = "8")]
+    pub psi: Option<PsiStats>,
+}
+
+/// `IoUsage`, its pressure
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IoUsage {
+    #[prost(message, optional, tag = "2")]
+    pub psi: Option<PsiStats>,
+}
+
+/// `PsiStats`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PsiStats {
+    #[prost(message, optional, tag = "1")]
+    pub full: Option<PsiData>,
+    #[prost(message, optional, tag = "2")]
+    pub some: Option<PsiData>,
+}
+
+/// `PsiData`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PsiData {
+    #[prost(uint64, tag = "1")]
+    pub total: u64,
+    #[prost(double, tag = "2")]
+    pub avg10: f64,
+    #[prost(double, tag = "3")]
+    pub avg60: f64,
+    #[prost(double, tag = "4")]
+    pub avg300: f64,
+}
+
+/// `CreateContainerRequest`, with what this file's mounts need.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateContainerRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub config: Option<ContainerConfig>,
+    #[prost(message, optional, tag = "3")]
+    pub sandbox_config: Option<cri::PodSandboxConfig>,
+}
+
+/// `ContainerConfig`, as far as tests of mounts need it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerConfig {
+    #[prost(message, optional, tag = "1")]
+    pub metadata: Option<cri::ContainerMetadata>,
+    #[prost(message, optional, tag = "2")]
+    pub image: Option<cri::ImageSpec>,
+    #[prost(string, repeated, tag = "3")]
+    pub command: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub mounts: Vec<Mount>,
+    #[prost(string, tag = "11")]
+    pub log_path: String,
+    #[prost(message, optional, tag = "15")]
+    pub linux: Option<cri::LinuxContainerConfig>,
+}
+
+/// `Mount`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Mount {
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    #[prost(bool, tag = "3")]
+    pub readonly: bool,
+    #[prost(message, optional, tag = "9")]
+    pub image: Option<cri::ImageSpec>,
+    #[prost(string, tag = "10")]
+    pub image_sub_path: String,
+}
+
 /// What has no fields, or none that matters.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Empty {}

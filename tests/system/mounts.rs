@@ -2,6 +2,7 @@
 
 use hull_tests::daemon::Daemon;
 use hull_tests::image;
+use hull_tests::newer;
 use hull_tests::pod::{Pod, container_config, networked_pod_config, pod_config};
 use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
@@ -279,5 +280,80 @@ async fn an_image_is_a_read_only_volume_and_stays_while_it_is_used() {
         .unwrap();
     assert_eq!(pod.ended(&container_id).await.exit_code, 0);
     assert_eq!(pod.log("late"), "new\n");
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_an_image_is_a_volume_and_nothing_outside_of_it() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let layer = image::Layer::default()
+        .directory("models")
+        .directory("models/small")
+        .file("models/small/weights", 0o644, b"weights\n")
+        .file("models/readme", 0o644, b"read me\n")
+        .symlink("current", "models/small")
+        .symlink("out", "../../../etc");
+    let data = image::Image::new(vec![(layer, image::Packing::Gzip)], serde_json::json!({}));
+    let volume = registry.push("data", "v1", &data);
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    daemon.pull(&volume).await;
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "parts")).await;
+    let (pod_sandbox_id, sandbox_config) = (pod.id.clone(), pod.config.clone());
+    let create = async |container: &str, paths: &[(&str, &str)], script: &str| {
+        let plain = container_config(container, &name, &["/bin/sh", "-c", script]);
+        let mount = |(at, path): &(&str, &str)| newer::Mount {
+            container_path: (*at).to_owned(),
+            readonly: true,
+            image: Some(cri::ImageSpec { image: volume.clone(), ..Default::default() }),
+            image_sub_path: (*path).to_owned(),
+        };
+        let config = newer::ContainerConfig {
+            metadata: plain.metadata,
+            image: plain.image,
+            command: plain.command,
+            mounts: paths.iter().map(mount).collect(),
+            log_path: plain.log_path,
+            linux: plain.linux,
+        };
+        let request = newer::CreateContainerRequest {
+            pod_sandbox_id: pod_sandbox_id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config.clone()),
+        };
+        let path = "/runtime.v1.RuntimeService/CreateContainer";
+        let answer: Result<cri::CreateContainerResponse, _> =
+            newer::call(daemon.channel().await, path, request).await;
+        answer.map(|answer| answer.container_id)
+    };
+
+    // A directory, the same by a link inside the image, and a file
+    let paths = [("/dir", "models"), ("/link", "current"), ("/file", "/models/readme"), ("/all", "")];
+    let script = "cat /dir/small/weights /link/weights /file; ls /dir /all; touch /dir/x 2>&1";
+    let container_id = create("parts", &paths, script).await.unwrap();
+    let request = cri::StartContainerRequest { container_id: container_id.clone() };
+    pod.client().start_container(request).await.unwrap();
+    assert_eq!(pod.ended(&container_id).await.exit_code, 1, "it is read-only");
+    let log = pod.log("parts");
+    let wanted = "weights\nweights\nread me\n/all:\ncurrent\nmodels\nout\n\n/dir:\nreadme\nsmall\n";
+    let (shown, refused) = log.split_at(wanted.len().min(log.len()));
+    // busybox lists directories by name, whatever the order that they were named in
+    assert_eq!(shown, wanted);
+    assert!(refused.contains("Read-only file system"), "{refused}");
+
+    // What is not there, or leads out of the image, is refused by name before anything is made
+    for path in ["missing", "models/readme/below", "out", "../models"] {
+        let outcome = create("refused", &[("/volume", path)], "true").await;
+        match path {
+            // There is nothing above the root of an image.
+            "../models" => drop(outcome.unwrap()),
+            _ => {
+                let status = outcome.unwrap_err();
+                assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+                assert!(status.message().contains(path), "{status}");
+            }
+        }
+    }
     daemon.finish().await;
 }

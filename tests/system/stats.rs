@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hull_tests::daemon::Daemon;
 use hull_tests::image;
+use hull_tests::newer;
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
 use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
@@ -123,5 +124,62 @@ async fn metrics_are_those_that_were_described() {
         assert!(names.contains(wanted), "{wanted} is missing: {names:?}");
     }
     assert!(metrics.metrics.iter().any(|metric| metric.name == "container_network_receive_bytes_total"));
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pressure_is_what_the_kernel_says_on_v2_and_on_hybrid() {
+    // The unified hierarchy has it, whoever has the controllers.
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).join("cgroup.controllers").exists());
+    let Some(unified) = unified.filter(|_| std::path::Path::new("/proc/pressure/cpu").exists()) else {
+        return;
+    };
+    if hull_tests::microvm::by_default() {
+        // The files that this test compares with are the guest's.
+        return;
+    }
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut pod = Pod::run(&daemon, networked_pod_config(&daemon, "pressure")).await;
+    let script = "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait";
+    let busy = pod.start(container_config("busy", &name, &["/bin/sh", "-c", script])).await;
+    let request = cri::ContainerStatusRequest { container_id: busy.clone(), verbose: true };
+    let status = pod.client().container_status(request).await.unwrap().into_inner();
+    let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", info["pid"])).unwrap();
+    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    // Microseconds of "some" and, where the kernel has it, "full".
+    let totals = |what: &str| -> Vec<u64> {
+        let text = std::fs::read_to_string(format!("{unified}{cgroup}/{what}.pressure")).unwrap();
+        let total = |line: &str| line.rsplit('=').next().unwrap().parse().unwrap();
+        text.lines().map(total).collect()
+    };
+    let all = || ["cpu", "memory", "io"].map(totals);
+    let stats = async || {
+        let request = cri::ContainerStatsRequest { container_id: busy.clone() };
+        let path = "/runtime.v1.RuntimeService/ContainerStats";
+        let answer: newer::ContainerStatsResponse =
+            newer::call(daemon.channel().await, path, request).await.unwrap();
+        let stats = answer.stats.unwrap();
+        [stats.cpu.unwrap().psi, stats.memory.unwrap().psi, stats.io.unwrap().psi].map(Option::unwrap)
+    };
+    hull_tests::eventually("eight loops wait for each other", hull_tests::patience(20), async || {
+        let [cpu, ..] = stats().await;
+        (cpu.some.unwrap().total > 0).then_some(())
+    })
+    .await;
+    let (before, told, after) = (all(), stats().await, all());
+    for ((before, told), after) in before.iter().zip(told).zip(&after) {
+        for (index, told) in [told.some, told.full].into_iter().enumerate() {
+            let told = told.unwrap();
+            let (least, most) = (before.get(index).unwrap_or(&0), after.get(index).unwrap_or(&0));
+            assert!((least..=most).contains(&&told.total), "{least} {told:?} {most}");
+            assert!(told.avg10 <= 100.0 && told.avg300 <= 100.0);
+        }
+    }
     daemon.finish().await;
 }

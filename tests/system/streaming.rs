@@ -14,11 +14,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-const V4: &str = "v4.channel.k8s.io";
-const LARGE: usize = 100_000_000;
+pub(crate) const V4: &str = "v4.channel.k8s.io";
+pub(crate) const LARGE: usize = 100_000_000;
 
 /// Sends an upgrade and reads the answer's head.
-async fn upgrade(url: &str, headers: &str) -> (u16, String, TcpStream) {
+pub(crate) async fn upgrade(url: &str, headers: &str) -> (u16, String, TcpStream) {
     let rest = url.strip_prefix("http://").expect("a plain URL");
     let (address, path) = rest.split_once('/').expect("a path");
     let mut socket = TcpStream::connect(address).await.unwrap();
@@ -37,14 +37,14 @@ async fn upgrade(url: &str, headers: &str) -> (u16, String, TcpStream) {
 }
 
 /// A SPDY client's connection.
-struct Spdy {
-    reader: SpdyReader,
-    writer: SpdyWriter,
+pub(crate) struct Spdy {
+    pub(crate) reader: SpdyReader,
+    pub(crate) writer: SpdyWriter,
 }
 
-struct SpdyReader(OwnedReadHalf);
+pub(crate) struct SpdyReader(OwnedReadHalf);
 
-struct SpdyWriter {
+pub(crate) struct SpdyWriter {
     socket: OwnedWriteHalf,
     headers: Compress,
     next: u32,
@@ -52,13 +52,13 @@ struct SpdyWriter {
 
 /// What is read of a stream.
 #[derive(Default)]
-struct Read {
-    bytes: Vec<u8>,
-    ended: bool,
+pub(crate) struct Read {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ended: bool,
 }
 
 impl Spdy {
-    async fn connect(url: &str, protocol: &str) -> Spdy {
+    pub(crate) async fn connect(url: &str, protocol: &str) -> Spdy {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
         let (status, head, socket) = upgrade(url, &headers).await;
         assert_eq!(status, 101, "{head}");
@@ -70,14 +70,14 @@ impl Spdy {
     }
 
     /// Reads until the connection ends.
-    async fn everything(mut self) -> HashMap<u32, Read> {
+    pub(crate) async fn everything(mut self) -> HashMap<u32, Read> {
         self.reader.everything().await
     }
 }
 
 impl SpdyReader {
     /// The next frame that is data (stream, end, bytes); None at the end or at GOAWAY.
-    async fn data(&mut self) -> Option<(u32, bool, Vec<u8>)> {
+    pub(crate) async fn data(&mut self) -> Option<(u32, bool, Vec<u8>)> {
         loop {
             let mut head = [0; 8];
             self.0.read_exact(&mut head).await.ok()?;
@@ -99,7 +99,7 @@ impl SpdyReader {
         }
     }
 
-    async fn everything(&mut self) -> HashMap<u32, Read> {
+    pub(crate) async fn everything(&mut self) -> HashMap<u32, Read> {
         let mut streams: HashMap<u32, Read> = HashMap::new();
         while let Some((stream, ended, bytes)) = self.data().await {
             let read = streams.entry(stream).or_default();
@@ -111,7 +111,7 @@ impl SpdyReader {
 }
 
 impl SpdyWriter {
-    async fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
+    pub(crate) async fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
         let stream = self.next;
         self.next += 2;
         let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
@@ -130,11 +130,11 @@ impl SpdyWriter {
         stream
     }
 
-    async fn kind(&mut self, kind: &str) -> u32 {
+    pub(crate) async fn kind(&mut self, kind: &str) -> u32 {
         self.open(&[("streamtype", kind)]).await
     }
 
-    async fn send(&mut self, stream: u32, end: bool, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, stream: u32, end: bool, bytes: &[u8]) {
         let mut frame = stream.to_be_bytes().to_vec();
         frame.push(u8::from(end));
         frame.extend(&(bytes.len() as u32).to_be_bytes()[1..]);
@@ -144,10 +144,10 @@ impl SpdyWriter {
 }
 
 /// A WebSocket client's connection.
-struct WebSocket(TcpStream);
+pub(crate) struct WebSocket(TcpStream);
 
 impl WebSocket {
-    async fn connect(url: &str, protocol: &str) -> WebSocket {
+    pub(crate) async fn connect(url: &str, protocol: &str) -> WebSocket {
         let headers = format!(
             "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: {protocol}\r\n"
@@ -158,7 +158,7 @@ impl WebSocket {
         WebSocket(socket)
     }
 
-    async fn send(&mut self, message: &[u8]) {
+    pub(crate) async fn send(&mut self, message: &[u8]) {
         let mut frame = vec![0x82];
         match message.len() {
             short @ 0..126 => frame.push(0x80 | short as u8),
@@ -173,7 +173,7 @@ impl WebSocket {
     }
 
     /// Reads to the server's close; what came on each channel.
-    async fn everything(mut self) -> HashMap<u8, Vec<u8>> {
+    pub(crate) async fn everything(mut self) -> HashMap<u8, Vec<u8>> {
         let mut channels: HashMap<u8, Vec<u8>> = HashMap::new();
         loop {
             let mut head = [0; 2];
@@ -194,15 +194,15 @@ impl WebSocket {
     }
 }
 
-struct Case {
-    daemon: Daemon,
-    pod: Pod,
-    id: String,
+pub(crate) struct Case {
+    pub(crate) daemon: Daemon,
+    pub(crate) pod: Pod,
+    pub(crate) id: String,
 }
 
 impl Case {
     /// A pod with one container that does this.
-    async fn new(change: impl FnOnce(&mut cri::ContainerConfig)) -> Case {
+    pub(crate) async fn new(change: impl FnOnce(&mut cri::ContainerConfig)) -> Case {
         let registry = Registry::start();
         let name = registry.push("busybox", "v1", &image::busybox());
         let daemon = Daemon::start().await;
@@ -214,7 +214,7 @@ impl Case {
         Case { daemon, pod, id }
     }
 
-    async fn exec(&self, script: &str, change: impl FnOnce(&mut cri::ExecRequest)) -> String {
+    pub(crate) async fn exec(&self, script: &str, change: impl FnOnce(&mut cri::ExecRequest)) -> String {
         let mut request = cri::ExecRequest {
             container_id: self.id.clone(),
             cmd: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
@@ -231,7 +231,7 @@ impl Case {
             .url
     }
 
-    async fn attach(&self, stdin: bool, tty: bool) -> String {
+    pub(crate) async fn attach(&self, stdin: bool, tty: bool) -> String {
         let request =
             cri::AttachRequest { container_id: self.id.clone(), stdin, tty, stdout: true, stderr: !tty };
         self.pod
@@ -244,7 +244,7 @@ impl Case {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

@@ -138,6 +138,49 @@ async fn an_agent_killed_while_the_daemon_is_away_is_noticed_afterwards() {
     daemon.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_be_cleared_away_is_not_ready_until_it_can() {
+    if hull_tests::microvm::by_default() {
+        // Its cgroups are another's business there; the order of things is the same.
+        return;
+    }
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "stuck")).await;
+    let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+
+    // Given a cgroup that the kernel does not let go: something is mounted on it
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).join("cgroup.procs").exists());
+    let leaf = format!("{}/{}/{2}/{2}", unified.unwrap(), daemon.cgroup(), pod.id);
+    let leaf = match std::path::Path::new(&leaf).exists() {
+        true => leaf,
+        false => format!("{}/{}/{}", unified.unwrap(), daemon.cgroup(), pod.id),
+    };
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &leaf, "tmpfs", none, None).unwrap();
+
+    // When it is stopped
+    let request = cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    let stopped = pod.client().stop_pod_sandbox(request).await;
+    let status = pod.status().await;
+    rustix::mount::unmount(&leaf, rustix::mount::UnmountFlags::empty()).unwrap();
+
+    // Then that fails, and nobody takes the pod for one that works
+    assert!(stopped.is_err());
+    assert_eq!(status.state, cri::PodSandboxState::SandboxNotready as i32);
+    assert_eq!(pod.container(&id).await.state, cri::ContainerState::ContainerExited as i32);
+    let config = container_config("late", &name, &["/bin/true"]);
+    assert_eq!(pod.start_fails(config).await.code(), tonic::Code::FailedPrecondition);
+    // And another attempt succeeds
+    pod.stop().await;
+    pod.remove().await;
+    daemon.finish().await;
+}
+
 /// From the verbose status: `info` is JSON with the agent's pid.
 pub(crate) async fn agent_of(daemon: &Daemon, sandbox: &str) -> i32 {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
