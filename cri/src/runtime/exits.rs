@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hull_agent::protocol::exit_record;
 use hull_agent::protocol::messages::{self, ContainerState, Event, ExitRecord, event, request};
@@ -19,6 +19,13 @@ const MEND: Duration = Duration::from_millis(400);
 const DEATH: Duration = Duration::from_secs(2);
 const DYING: Duration = Duration::from_millis(10);
 const SIGKILL: u32 = 9;
+/// Containers of nobody that are ended at a time: an agent in a guest names as many as it likes.
+const MOST_UNKNOWN: usize = 64;
+/// The least time between two connections to an agent in a guest.
+const RELAPSE: Duration = Duration::from_secs(1);
+/// Lines of the log that the events of one pod may cause in a while.
+const LINES: u32 = 20;
+const WHILE: Duration = Duration::from_secs(60);
 
 impl Runtime {
     /// Follows the events of a pod's agent until it, or hulld, ends.
@@ -26,14 +33,19 @@ impl Runtime {
         let runtime = Arc::clone(self);
         let pod = Arc::clone(pod);
         tokio::spawn(async move {
+            let (begun, mut words) = (Instant::now(), Words::default());
             loop {
                 tokio::select! {
                     () = runtime.closing.cancelled() => return,
                     event = events.recv() => match event {
-                        Some(event) => runtime.note(&pod, event).await,
+                        Some(event) => runtime.note(&pod, event, &mut words).await,
                         None => break,
                     },
                 }
+            }
+            if pod.launcher.has_own_kernel() {
+                // One in a guest that hangs up as soon as it is spoken to must not keep hulld busy.
+                tokio::time::sleep(RELAPSE.saturating_sub(begun.elapsed())).await;
             }
             if !pod.is_ending() && !runtime.closing.is_cancelled() {
                 runtime.agent_lost(&pod).await;
@@ -41,14 +53,22 @@ impl Runtime {
         });
     }
 
-    async fn note(&self, pod: &Pod, event: Event) {
+    async fn note(&self, pod: &Pod, event: Event, words: &mut Words) {
         match event.event {
             Some(event::Event::Exited(record)) => {
-                pod.launcher.ended(&pod.place(), &record.container_id).await;
+                // A container ends once, whatever an agent in a guest tells.
+                let container = pod.container(&record.container_id);
+                if container.is_some_and(|container| !container.with_record(|one| one.is_over())) {
+                    pod.launcher.ended(&pod.place(), &record.container_id).await;
+                }
                 self.note_exit(pod, &record);
             }
-            Some(event::Event::Oom(container)) => {
-                tracing::info!(pod = pod.id(), container, "the kernel killed a process for memory");
+            Some(event::Event::Oom(id)) => {
+                let Some(container) = pod.container(&id) else { return };
+                if words.one_more() {
+                    let container = container.id();
+                    tracing::info!(pod = pod.id(), container, "the kernel killed a process for memory");
+                }
             }
             None => tracing::debug!(pod = pod.id(), "an event of a kind that this hulld does not know"),
         }
@@ -185,7 +205,10 @@ impl Runtime {
             }
             self.note_state(pod, state);
         }
-        for state in report.containers.iter().filter(|state| pod.container(&state.id).is_none()) {
+        let is_unknown = |state: &&ContainerState| {
+            hull_agent::protocol::is_valid_id(&state.id) && pod.container(&state.id).is_none()
+        };
+        for state in report.containers.iter().filter(is_unknown).take(MOST_UNKNOWN) {
             end_unknown(pod, agent, &state.id).await;
         }
         // What it has been told to forget, or never heard of, left a record or nothing at all.
@@ -211,6 +234,23 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+}
+
+/// What hulld still says of what a pod tells, until the while is over.
+#[derive(Debug, Default)]
+struct Words {
+    begun: Option<Instant>,
+    said: u32,
+}
+
+impl Words {
+    fn one_more(&mut self) -> bool {
+        if self.begun.is_none_or(|begun| begun.elapsed() >= WHILE) {
+            *self = Self { begun: Some(Instant::now()), said: 0 };
+        }
+        self.said = self.said.saturating_add(1);
+        self.said <= LINES
     }
 }
 
@@ -240,5 +280,24 @@ async fn end_unknown(pod: &Pod, agent: &Agent, id: &str) {
             tracing::warn!(pod = pod.id(), container = id, %error, "it stays in its pod's agent")
         }
         Err(_) => tracing::warn!(pod = pod.id(), container = id, "it was killed and does not end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_tells_of_kills_without_end_does_not_flood_the_log() {
+        let mut words = Words::default();
+        assert_eq!((0..100_000).filter(|_| words.one_more()).count(), LINES as usize);
+    }
+
+    #[test]
+    fn an_agents_own_words_are_bounded_and_without_control_characters() {
+        let message = format!("\u{1b}[31mno{}", "x".repeat(1 << 20));
+        let error = SandboxError::from(messages::Error { message, ..Default::default() });
+        let SandboxError::Refused { message, .. } = error else { panic!() };
+        assert!(message.starts_with("[31mno") && message.len() == 4096, "{}", message.len());
     }
 }

@@ -90,8 +90,12 @@ impl SandboxError {
     }
 }
 
+/// Most characters of an agent's own words that are passed on: an agent in a guest says what it likes.
+const WORDS: usize = 4096;
+
 impl From<messages::Error> for SandboxError {
     fn from(error: messages::Error) -> Self {
-        Self::Refused { code: error.code(), errno: error.errno, message: error.message }
+        let words = error.message.chars().filter(|letter| !letter.is_control() || *letter == '\n');
+        Self::Refused { code: error.code(), errno: error.errno, message: words.take(WORDS).collect() }
     }
 }

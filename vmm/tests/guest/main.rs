@@ -6,6 +6,7 @@
 
 mod agent;
 mod disk;
+mod idle;
 mod machine;
 mod numbers;
 mod pod;

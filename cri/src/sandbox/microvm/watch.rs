@@ -26,6 +26,8 @@ const SLICE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_secs(60);
 /// The guest's kernel goes on writing to its console after it said that it panicked.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+/// Most characters of what a VMM says.
+const WORDS: usize = 512;
 /// Every so many beats everything that could have been missed is looked at.
 const CATCH_UP: u32 = 20;
 
@@ -61,7 +63,7 @@ impl Watch {
         let mut told = None;
         while let Some(event) = events.recv().await {
             let Some(machine) = self.machine.upgrade() else { return };
-            match event {
+            match plain(event) {
                 event::Kind::Panicked(panic) => {
                     tracing::warn!(pod = machine.id, message = panic.message, "a guest's kernel panicked");
                     let message = match panic.message.trim() {
@@ -131,6 +133,25 @@ impl Watch {
         let Some(launcher) = self.launcher.upgrade() else { return true };
         kill(&launcher, &self.place).await
     }
+}
+
+/// With words of modest length and without control characters: they go into logs and records, and a VMM may have been
+/// taken over.
+fn plain(event: event::Kind) -> event::Kind {
+    let plain = |text: &mut String| {
+        *text = text.chars().filter(|letter| !letter.is_control()).take(WORDS).collect();
+    };
+    let mut event = event;
+    match &mut event {
+        event::Kind::Panicked(panic) => plain(&mut panic.message),
+        event::Kind::ShutDown(end) => plain(&mut end.reason),
+        event::Kind::Fault(fault) => {
+            plain(&mut fault.device);
+            plain(&mut fault.message);
+        }
+        event::Kind::AgentStarted(_) | event::Kind::AgentListening(_) => {}
+    }
+    event
 }
 
 async fn kill(launcher: &Inner, place: &Place) -> bool {
@@ -222,6 +243,15 @@ mod tests {
     fn after(looks: impl IntoIterator<Item = Look>) -> Option<usize> {
         let mut silence = Silence::default();
         looks.into_iter().position(|look| silence.goes_on(SLICE, look)).map(|slice| slice + 1)
+    }
+
+    #[test]
+    fn what_a_vmm_says_is_short_and_plain() {
+        let message = format!("a\n\u{1b}[0m{}", "x".repeat(1 << 20));
+        let fault = hull_vmm::protocol::messages::Fault { device: message.clone(), message, passing: false };
+        let event::Kind::Fault(fault) = plain(event::Kind::Fault(fault)) else { panic!() };
+        assert!(fault.message.starts_with("a[0m") && fault.message.len() == WORDS);
+        assert_eq!(fault.device.len(), WORDS);
     }
 
     #[test]
