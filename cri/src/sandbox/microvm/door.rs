@@ -309,7 +309,7 @@ mod tests {
         let taken = move || (0..LINGERING + 20).map(|_| streams.recv().unwrap()).collect::<Vec<_>>();
         let taken = tokio::task::spawn_blocking(taken).await.unwrap();
         // The write side of each is shut down at once, so what tells is whether the other one is closed, too.
-        let is_closed = |stream: &&StdUnixStream| (&**stream).write(&[0]).is_err();
+        let is_closed = |stream: &&StdUnixStream| (&**stream).write_all(&[0]).is_err();
         let enough = async {
             while taken.iter().filter(is_closed).count() < 20 {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -42,8 +42,8 @@ const TRAITS: Traits = Traits {
 };
 
 /// The images disk: read-only, very large and empty at birth. Layers are put on it while the machine runs, as extents;
-/// reading where nothing was put is an I/O error. The first block reads as zeros, so that the guest's kernel, which looks
-/// for partitions there, stays quiet.
+/// reading where nothing was put is an I/O error. The first 2 MiB read as zeros: the guest's kernel looks for partitions
+/// there, in more than the first block, and each line that it would print of errors costs the start an exit for each letter.
 ///
 /// `threads` serve it; no other device should be in that group.
 #[must_use]

@@ -109,7 +109,7 @@ pub(super) struct Mapped {
 
 impl Table {
     pub(super) fn new(capacity: u64) -> Self {
-        // The first unit stays empty: its first block reads as zeros.
+        // The first unit stays empty and reads as zeros.
         let entries = Entries { by_offset: BTreeMap::new(), leaving: Vec::new(), next: ALIGNMENT };
         Self { capacity, entries: Mutex::new(entries) }
     }
@@ -168,8 +168,8 @@ impl Table {
 
     /// What is at byte `at` of the disk.
     pub(super) fn find(&self, at: u64) -> Place {
-        if at < IMAGES_BLOCK {
-            return Place::Zeros { left: IMAGES_BLOCK - at };
+        if at < ALIGNMENT {
+            return Place::Zeros { left: ALIGNMENT - at };
         }
         let entries = self.lock();
         match entries.by_offset.range(..=at).next_back() {
