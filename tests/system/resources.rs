@@ -1,6 +1,7 @@
 //! Limits that change while a pod runs, and stopping under several deadlines.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_tests::daemon::Daemon;
@@ -158,6 +159,64 @@ async fn of_two_stops_the_earlier_deadline_counts_and_one_signal_is_sent() {
         }
         assert_eq!(pod.ended(&id).await.exit_code, 137);
         assert_eq!(pod.log(&case).matches("asked").count(), 1, "{case}: {}", pod.log(&case));
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_block_io_is_what_the_nodes_file_says() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let directory = tempfile::tempdir().unwrap();
+    let classes = directory.path().join("classes.yaml");
+    // Whichever disks there are, of the kinds that machines have.
+    let text = "Classes:\n  slow:\n  - Devices: ['/dev/vd[a-z]', '/dev/sd[a-z]', '/dev/nvme*n?']\n    ThrottleReadBps: 50M\n    \
+                ThrottleWriteIOPS: 1k\n";
+    std::fs::write(&classes, text).unwrap();
+    let more = format!("[blockio]\nclasses = \"{}\"\n", classes.display());
+    let daemon = Daemon::start_with("mode = \"builtin\"\n", &more).await;
+    daemon.pull(&name).await;
+    let class = |name: &str, class: &str| {
+        let mut config = pod_config(&daemon, name);
+        let annotation = "blockio.resources.beta.kubernetes.io/container.main";
+        config.annotations.insert(annotation.to_owned(), class.to_owned());
+        config
+    };
+
+    // A class that is not there is refused by name, and other containers of the pod are not concerned
+    let mut pod = Pod::run(&daemon, class("unknown", "fast")).await;
+    let status = pod.create(container_config("main", &name, &["/bin/true"])).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("\"fast\"") && status.message().contains("has slow"), "{status}");
+    let other = pod.start(container_config("other", &name, &["/bin/true"])).await;
+    assert_eq!(pod.ended(&other).await.exit_code, 0);
+
+    // One that is there limits, where the kernel can
+    let mut pod = Pod::run(&daemon, class("slow", "slow")).await;
+    let config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default().contains("io");
+    if v2 && !hull_tests::microvm::by_default() {
+        let id = pod.start(config).await;
+        let root = format!("/sys/fs/cgroup/{}", daemon.cgroup());
+        let found = Command::new("find").args([root.as_str(), "-type", "d", "-name", &id]).output().unwrap();
+        let leaf = String::from_utf8(found.stdout).unwrap();
+        let limits = std::fs::read_to_string(format!("{}/io.max", leaf.trim())).unwrap();
+        let disks = std::fs::read_dir("/dev")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let disks = disks
+            .filter(|name| name.len() == 3 && (name.starts_with("vd") || name.starts_with("sd")))
+            .count();
+        assert!(limits.lines().count() >= disks, "{limits}");
+        assert!(
+            limits.lines().all(|line| line.ends_with("rbps=50000000 wbps=max riops=max wiops=1000")),
+            "{limits}"
+        );
+    } else {
+        let status = pod.start_fails(config).await;
+        let reason = if v2 { "its own kernel" } else { "needs cgroup v2" };
+        assert!(status.message().contains(reason), "{status}");
     }
     daemon.finish().await;
 }

@@ -281,3 +281,70 @@ async fn a_pod_survives_hulld_and_takes_more_containers() {
     assert_eq!(map.split_whitespace().nth(1), Some("300000"));
     daemon.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_programs_file_gives_its_capabilities_with_and_without_a_user_namespace() {
+    const NET_RAW: u32 = 1 << 13;
+    let registry = Registry::start();
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let capable = Layer::default().capable_file("bin/busybox-raw", NET_RAW, &busybox);
+    let image = Image::new(
+        vec![(image::busybox_layer(), Packing::Gzip), (capable, Packing::Gzip)],
+        json!({"Env": ["PATH=/bin"]}),
+    );
+    let name = registry.push("busybox", "v1", &image);
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut pods = vec![("plain", networked_pod_config(&daemon, "plain"))];
+    if !hull_tests::microvm::excepted("hostUsers: false is refused") {
+        pods.push(("userns", userns_pod(&daemon, "userns")));
+    }
+    for (kind, config) in pods {
+        let mut pod = Pod::run(&daemon, config).await;
+        for (number, no_new_privs) in [false, true].into_iter().enumerate() {
+            let script = "grep CapEff /proc/self/status; busybox-raw grep CapEff /proc/self/status";
+            let mut config = container_config(&format!("{kind}{number}"), &name, &["/bin/sh", "-c", script]);
+            let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            context.run_as_user = Some(cri::Int64Value { value: 1000 });
+            context.no_new_privs = no_new_privs;
+            let id = pod.start(config).await;
+            pod.ended(&id).await;
+            let raw = if no_new_privs { 0 } else { NET_RAW };
+            let wanted = format!("CapEff:\t{:016x}\nCapEff:\t{raw:016x}\n", 0);
+            assert_eq!(pod.log(&format!("{kind}{number}")), wanted, "{kind}, no_new_privs {no_new_privs}");
+        }
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_of_cni_plugins_belongs_to_the_pods_users() {
+    if hull_tests::microvm::excepted("hostUsers: false is refused") {
+        return;
+    }
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let (daemon, cni) = crate::network::Cni::start().await;
+    cni.configure(&daemon).await;
+    daemon.pull(&name).await;
+    let mut pod = Pod::run(&daemon, userns_pod(&daemon, "cni")).await;
+    let mut config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    let add_capabilities = vec!["NET_ADMIN".to_owned()];
+    context.capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
+    context.namespace_options.as_mut().unwrap().userns_options = Some(user_namespace());
+    let id = pod.start(config).await;
+    let address = pod.status().await.network.unwrap().ip;
+    assert!(address.starts_with("10.242.9."), "{address}");
+    // The plugins' interface is there, and who is root in the pod may change it: the namespace is its users' own.
+    assert!(pod.shell(&id, "ip -o address show eth0").await.contains(&address));
+    assert_eq!(pod.shell(&id, "ip link set eth0 mtu 1400 && echo changed").await, "changed\n");
+    let gateway = "$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p')";
+    let reached = pod.shell(&id, &format!("ping -c 1 -W 5 {gateway} | grep -c '1 packets received'")).await;
+    assert_eq!(reached, "1\n");
+    pod.stop().await;
+    assert_eq!(cni.leases(), 0, "DEL gave the address back");
+    daemon.remove_all_pods().await;
+    cni.clear();
+    daemon.finish().await;
+}
