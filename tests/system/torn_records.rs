@@ -84,7 +84,12 @@ async fn a_container_whose_record_is_torn_is_ended_and_its_pod_lives() {
 
     for (mut pod, _) in torn {
         gone(&pod.nap).await;
-        assert!(!ground.daemon.root().join("containers").join(&pod.container).exists());
+        // Processes of a machine are not seen from here
+        let files = ground.daemon.root().join("containers").join(&pod.container);
+        hull_tests::eventually("its files are gone", hull_tests::patience(5), async || {
+            (!files.exists()).then_some(())
+        })
+        .await;
         pod.pod.reconnect(&ground.daemon).await;
         assert_eq!(pod.pod.status().await.state(), cri::PodSandboxState::SandboxReady);
         // Its name is free, for hulld and for the agent
