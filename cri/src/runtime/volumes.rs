@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use hull_images::{Image, ImageStore};
+use hull_images::{Image, ImageStore, UpperDirectory};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
@@ -38,7 +38,10 @@ pub(super) fn fill(
     // One VOLUME may lie in another, so some content is copied twice. A hostile image would have it copied many times.
     let mut room = image.size.saturating_mul(2);
     for (path, name) in volumes {
-        fill_one(&directory.join(name), path, &trees, &mut room).map_err(|error| {
+        let target = directory.join(name);
+        let filled = fill_one(&target, path, &trees, &mut room)
+            .and_then(|()| correct(&target, path, &image.upper_directories));
+        filled.map_err(|error| {
             Error::Internal(format!("cannot copy what the image has at its VOLUME {path}: {error}"))
         })?;
     }
@@ -58,6 +61,33 @@ fn fill_one(target: &Path, path: &str, trees: &[OwnedFd], room: &mut u64) -> io:
         }
     }
     Ok(())
+}
+
+/// Gives directories that an upper layer only implies the attributes that the layers below name, as the container's own
+/// root has them.
+fn correct(target: &Path, path: &str, directories: &[UpperDirectory]) -> io::Result<()> {
+    let parts: Vec<&[u8]> = components(path.as_bytes()).collect();
+    for directory in directories {
+        let names: Vec<&[u8]> = components(&directory.path).collect();
+        let Some(below) = names.strip_prefix(parts.as_slice()) else { continue };
+        let found = below
+            .iter()
+            .try_fold(OwnedFd::from(File::open(target)?), |at, name| open_directory(at.as_fd(), *name));
+        let found = match found {
+            Ok(found) => found,
+            // Not a directory that was copied.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let (uid, gid) = (rustix::fs::Uid::from_raw(directory.uid), rustix::fs::Gid::from_raw(directory.gid));
+        rustix::fs::fchown(&found, Some(uid), Some(gid))?;
+        rustix::fs::fchmod(&found, Mode::from_raw_mode(directory.mode.into()))?;
+    }
+    Ok(())
+}
+
+fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
 /// The copy of one layer's part of a volume.
@@ -323,6 +353,41 @@ mod tests {
         assert_eq!(fs::read_link(target.join("link")).unwrap(), Path::new("/etc/shadow"));
         let metadata = fs::metadata(&target).unwrap();
         assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o1777, 7, 8));
+    }
+
+    #[test]
+    fn directories_that_a_layer_only_implies_keep_their_attributes_in_a_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let trees = layers(root, 1);
+        fs::create_dir_all(root.join("0/var/lib/db/sub")).unwrap();
+        let wanted = |path: &str, mode, owner| UpperDirectory {
+            path: path.into(),
+            mode,
+            uid: owner,
+            gid: owner + 1,
+            xattrs: Vec::new(),
+        };
+        let wanted = [
+            wanted("", 0o700, 9),
+            wanted("var", 0o700, 9),
+            wanted("var/lib/db", 0o1770, 70),
+            wanted("var/lib/db/sub", 0o2750, 80),
+            wanted("var/lib/db2", 0o700, 9),
+            wanted("var/lib/db/gone", 0o700, 9),
+        ];
+        let target = root.join("volume");
+        fill_one(&target, "/var/lib/db/", &trees, &mut 100).unwrap();
+        correct(&target, "/var/lib/db/", &wanted).unwrap();
+        let attributes = |path: &Path| {
+            let found = fs::symlink_metadata(path).unwrap();
+            (found.mode() & 0o7777, found.uid(), found.gid())
+        };
+        assert_eq!(attributes(&target), (0o1770, 70, 71));
+        assert_eq!(attributes(&target.join("sub")), (0o2750, 80, 81));
+        // A link is never followed out of the volume.
+        symlink("/", target.join("gone")).unwrap();
+        correct(&target, "/var/lib/db/", &wanted).unwrap_err();
     }
 
     #[test]

@@ -65,7 +65,10 @@ async fn a_layer_that_is_wrong_at_a_mirror_comes_from_the_next() {
             test.pull("registry.test/app:1").await.unwrap_or_else(|error| panic!("{number}: {error}"));
         assert_eq!(pulled.id, image.id());
         // A second time when the first one went on from what the mirror had sent.
-        assert!((1..=2).contains(&server.count("GET", "/blobs/")), "{number}: only what the mirror had wrong");
+        assert!(
+            (1..=2).contains(&server.count("GET", "/blobs/")),
+            "{number}: only what the mirror had wrong"
+        );
         assert!(test.store.check(false, |_| true).unwrap().problems.is_empty());
     }
 }

@@ -1,7 +1,8 @@
-//! Random trees: what the kernel shows of a layer is what GNU tar extracts from its archive.
+//! Random trees: what the kernel shows of a layer is what GNU tar extracts from its archive, whoever made it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -30,22 +31,8 @@ fn compare(seed: u64) {
     fs::create_dir(&extracted).unwrap();
     grow(&mut random, &source);
     let archive = work.path().join("layer.tar");
-    let format = ["pax", "gnu", "pax", "posix"][random.below(4)];
-    let mut pack = Command::new("tar");
-    pack.arg(format!("--format={format}"));
-    if format != "gnu" {
-        pack.args(["--xattrs", "--xattrs-include=*"]);
-        if random.chance(2) {
-            pack.arg(
-                ["--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"][random.below(3)],
-            );
-        }
-    }
-    if random.chance(2) {
-        pack.arg("--sparse");
-    }
-    pack.arg("-cf").arg(&archive).arg("-C").arg(&source).arg(".");
-    run(&mut pack);
+    let packer = [Packer::GnuTar, Packer::Python, Packer::GnuTar, Packer::Hull][seed as usize % 4];
+    packer.pack(&mut random, &source, &archive);
     let mut unpack = Command::new("tar");
     unpack.args(["--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "-p", "-xf"]);
     run(unpack.arg(&archive).arg("-C").arg(&extracted));
@@ -65,11 +52,64 @@ fn compare(seed: u64) {
     assert!(again == fs::read(&archive).unwrap(), "seed {seed}: the layer does not lead back to its archive");
     let expected = snapshot(&extracted);
     let seen = with_mounted(&[&image], snapshot);
-    for (path, expected) in &expected {
+    // What an export holds of the root itself is nothing.
+    let named = |path: &Path| packer != Packer::Hull || path != Path::new("");
+    for (path, expected) in expected.iter().filter(|(path, _)| named(path)) {
         let seen = seen.get(path).unwrap_or_else(|| panic!("seed {seed}: {} is missing", path.display()));
-        assert_eq!(seen, expected, "seed {seed}, format {format}: {}", path.display());
+        assert_eq!(seen, expected, "seed {seed}, {packer:?}: {}", path.display());
     }
     assert_eq!(seen.len(), expected.len(), "seed {seed}: the layer has more than the archive");
+}
+
+/// Who makes the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packer {
+    GnuTar,
+    /// Python's tarfile.
+    Python,
+    /// What `hull export` and `hull commit` do.
+    Hull,
+}
+
+impl Packer {
+    fn pack(self, random: &mut Random, source: &Path, archive: &Path) {
+        match self {
+            Self::GnuTar => gnu_tar(random, source, archive),
+            Self::Python => {
+                let script = "import sys, tarfile\n\
+                              with tarfile.open(sys.argv[2], 'w', format=int(sys.argv[3])) as archive:\n    \
+                              archive.add(sys.argv[1], arcname='.')";
+                // GNU_FORMAT and PAX_FORMAT.
+                let format = ["1", "2"][random.below(2)];
+                let mut python = Command::new("python3");
+                python.env("LC_ALL", "C.UTF-8").args(["-c", script]).arg(source).arg(archive).arg(format);
+                run(&mut python);
+            }
+            Self::Hull => {
+                let out = std::io::BufWriter::new(File::create(archive).unwrap());
+                let root = File::open(source).unwrap();
+                hull_archive::write_tree(root.as_fd(), out, &hull_archive::Options::default()).unwrap();
+            }
+        }
+    }
+}
+
+fn gnu_tar(random: &mut Random, source: &Path, archive: &Path) {
+    let format = ["pax", "gnu", "pax", "posix"][random.below(4)];
+    let mut pack = Command::new("tar");
+    pack.arg(format!("--format={format}"));
+    if format != "gnu" {
+        pack.args(["--xattrs", "--xattrs-include=*"]);
+        if random.chance(2) {
+            pack.arg(
+                ["--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"][random.below(3)],
+            );
+        }
+    }
+    if random.chance(2) {
+        pack.arg("--sparse");
+    }
+    run(pack.arg("-cf").arg(archive).arg("-C").arg(source).arg("."));
 }
 
 fn run(command: &mut Command) {
