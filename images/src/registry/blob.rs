@@ -131,22 +131,24 @@ impl Blob {
     }
 
     fn look_at_probe(&mut self) {
-        let Some(part) = &self.probe else { return };
-        match (part.state(), &mut self.head) {
-            (PartState::Failed, _) => {
-                self.ranges = Ranges::Refused;
-                self.probe = None;
-            }
-            (PartState::Open, Head::Span(span)) => {
+        let Some(state) = self.probe.as_ref().map(Part::state) else { return };
+        let part = match state {
+            PartState::Asked => return,
+            PartState::Open => {
                 self.ranges = Ranges::Served;
                 // One that came too late is of no use.
-                if let Some(part) = self.probe.take().filter(|part| self.position < part.start) {
-                    span.end = part.start;
-                    self.ahead.push_back(part);
-                }
+                self.probe.take().filter(|part| self.position < part.start)
             }
-            (PartState::Asked, _) if self.position < part.start => {}
-            _ => self.probe = None,
+            PartState::Failed => {
+                self.ranges = Ranges::Refused;
+                self.probe = None;
+                None
+            }
+        };
+        // Parts become the head only after the probe.
+        if let (Some(part), Head::Span(span)) = (part, &mut self.head) {
+            span.end = part.start;
+            self.ahead.push_back(part);
         }
     }
 

@@ -34,10 +34,10 @@ impl Source {
         Self { hosts, path, size, used: AtomicUsize::new(usize::MAX) }
     }
 
-    /// The hosts after the first one that bytes came from; all of them if none came.
+    /// The hosts after the first one that bytes came from; nobody if none came, for then all have been asked.
     pub(super) fn others(&self) -> &[Arc<Host>] {
-        let used = self.used.load(Ordering::Relaxed);
-        self.hosts.get(used.wrapping_add(1)..).unwrap_or_default()
+        let next = self.used.load(Ordering::Relaxed).checked_add(1);
+        next.and_then(|next| self.hosts.get(next..)).unwrap_or_default()
     }
 }
 

@@ -50,6 +50,15 @@ async fn a_layer_that_is_too_short_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_announced_longer_is_refused() {
+    let image = image();
+    let layer = &image.layers[0].blob;
+    let error = fails(&image, blob(layer, Reply::ok([layer.as_slice(), b"more"].concat()))).await;
+    assert!(error.to_string().contains("more than"), "{error}");
+    assert_eq!(error.kind(), PullErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endless_layer_is_given_up_at_its_size() {
     let image = image();
     let layer = &image.layers[0].blob;
