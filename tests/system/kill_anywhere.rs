@@ -107,10 +107,10 @@ fn rounds() -> usize {
 }
 
 /// Random delays that a seed brings back.
-struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
-    fn new() -> Chance {
+    pub(crate) fn new() -> Chance {
         let drawn = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
         let seed = std::env::var("HULL_KILL_SEED").map_or_else(|_| drawn(), |seed| seed.parse().unwrap());
         eprintln!("HULL_KILL_SEED={seed}");
@@ -118,7 +118,7 @@ impl Chance {
     }
 
     /// xorshift64
-    fn draw(&mut self) -> u64 {
+    pub(crate) fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -127,6 +127,10 @@ impl Chance {
 
     fn within(&mut self, milliseconds: u64) -> Duration {
         Duration::from_micros(self.draw() % (hull_tests::patience(1).as_secs() * milliseconds * 1000))
+    }
+
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        (self.draw() % count as u64) as usize
     }
 
     fn one_in(&mut self, count: u64) -> bool {

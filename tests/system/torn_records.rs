@@ -126,20 +126,8 @@ async fn records_of_another_boot_are_of_pods_that_ended_with_it() {
     let fresh = pod.pod.create(container_config("fresh", &ground.image, &["/bin/true"])).await.unwrap();
     let agent = agent_of(&ground.daemon, &pod.pod.id).await;
     // Given what a machine finds after a restart: records of the boot before, no process, no volatile directory
-    ground.daemon.kill();
-    let agent = rustix::process::Pid::from_raw(agent).unwrap();
-    rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
-    hull_tests::residue::end_cgroups(ground.daemon.cgroup());
+    restart_machine(&mut ground.daemon, agent).await;
     gone(&pod.nap).await;
-    fs::remove_dir_all(ground.daemon.path("state/pods")).unwrap();
-    let id = &pod.pod.id;
-    for record in
-        [ground.sandbox_record(id), ground.container_record(&pod.container), ground.container_record(&fresh)]
-    {
-        spoil(&record, as_of_another_boot);
-    }
-    spoil(&ground.network_record(id), |bytes| replace(&bytes, boot_id().as_bytes(), OTHER_BOOT.as_bytes()));
-    ground.daemon.restart().await;
 
     // Then the container ended then, nobody knows how, and the pod can only be removed
     pod.pod.reconnect(&ground.daemon).await;
@@ -154,6 +142,27 @@ async fn records_of_another_boot_are_of_pods_that_ended_with_it() {
     Pod::run(&ground.daemon, config).await.remove().await;
     pod.pod.remove().await;
     ground.daemon.finish().await;
+}
+
+/// As if the machine had been restarted: records of the boot before, no process, no volatile directory. `agent` is the
+/// one of the only pod that lives.
+pub(crate) async fn restart_machine(daemon: &mut Daemon, agent: i32) {
+    daemon.kill();
+    let agent = rustix::process::Pid::from_raw(agent).unwrap();
+    rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
+    hull_tests::residue::end_cgroups(daemon.cgroup());
+    fs::remove_dir_all(daemon.path("state/pods")).unwrap();
+    let records = |directory: &str| {
+        let entries = fs::read_dir(daemon.root().join(directory)).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    for record in [records("state/sandboxes"), records("state/containers")].concat() {
+        spoil(&record, as_of_another_boot);
+    }
+    for record in records("network/pods") {
+        spoil(&record, |bytes| replace(&bytes, boot_id().as_bytes(), OTHER_BOOT.as_bytes()));
+    }
+    daemon.restart().await;
 }
 
 struct Ground {

@@ -22,7 +22,12 @@ pub mod json;
 mod redacted;
 
 /// hull's own service, `hull.v1`.
-pub use generated::hull::v1 as hull;
+pub mod hull {
+    pub use super::generated::hull::v1::*;
+
+    /// Label of the pods that `hull run` makes: each is there for its one container.
+    pub const RUN_LABEL: &str = "io.hull.run";
+}
 /// The Container Runtime Interface, `runtime.v1`.
 pub use generated::runtime::v1 as runtime;
 

@@ -138,7 +138,7 @@ enum Command {
     Events(events::Events),
     /// List containers
     Ps(ps::Ps),
-    /// Start containers that were created and not started yet
+    /// Start containers that were created, or have ended
     Start(start::Start),
     /// Stop containers
     Stop(stop::Stop),

@@ -7,7 +7,8 @@ use clap::Args;
 use super::client::{Client, answer};
 use super::error::CliError;
 use super::find;
-use super::output::{Format, Table, age, print, print_json, short_id};
+use super::output::{Format, Table, age, print, print_json, short_id, size};
+use crate::api::hull::{ContainerUse, DiskUsageRequest};
 use crate::api::runtime::{Container, ContainerState, ContainerStatusRequest};
 
 /// List containers
@@ -16,6 +17,7 @@ use crate::api::runtime::{Container, ContainerState, ContainerStatusRequest};
 Examples:
   hull ps -a
   hull ps --pod web
+  hull ps -as                   with what each has written
   hull stop $(hull ps -q)
   hull -o json ps -a | jq -r '.[].metadata.name'")]
 pub(super) struct Ps {
@@ -30,7 +32,14 @@ pub(super) struct Ps {
     /// Only containers of this pod
     #[arg(short, long)]
     pod: Option<String>,
+
+    /// Count what each has written, and say how much it is with its image
+    #[arg(short, long, conflicts_with = "quiet")]
+    size: bool,
 }
+
+/// What containers occupy, by id.
+type Sizes = BTreeMap<String, ContainerUse>;
 
 impl Ps {
     pub(super) async fn run(self, client: &mut Client, format: Format) -> Result<(), CliError> {
@@ -48,32 +57,78 @@ impl Ps {
                 &containers.iter().map(|container| format!("{}\n", container.id)).collect::<String>(),
             );
         }
-        if format == Format::Json {
-            return print_json(&containers);
+        let sizes = match self.size {
+            true => Some(sizes(client).await?),
+            false => None,
+        };
+        match (format, &sizes) {
+            (Format::Json, None) => print_json(&containers),
+            (Format::Json, Some(sizes)) => print_json(&with_sizes(&containers, sizes)?),
+            (Format::Table, _) => table(client, &containers, sizes.as_ref()).await?.print(),
         }
-        table(client, &containers).await?.print()
     }
 }
 
-async fn table(client: &mut Client, containers: &[Container]) -> Result<Table, CliError> {
+/// Counted at this moment, which takes as long as there are files.
+async fn sizes(client: &mut Client) -> Result<Sizes, CliError> {
+    let patience = client.endless();
+    let call = client.hull.disk_usage(DiskUsageRequest { count: true });
+    let usage = answer("count what containers have written", patience, call).await?;
+    Ok(usage.containers.into_iter().map(|one| (one.id.clone(), one)).collect())
+}
+
+/// The containers as JSON, each with `writableBytes` and `virtualBytes`.
+fn with_sizes(containers: &[Container], sizes: &Sizes) -> Result<Vec<serde_json::Value>, CliError> {
+    let with_size = |container: &Container| {
+        let mut value =
+            serde_json::to_value(container).map_err(|error| CliError::local("write JSON", error.into()))?;
+        if let Some(one) = sizes.get(&container.id) {
+            value["writableBytes"] = one.writable.into();
+            value["virtualBytes"] = (one.writable + one.image_bytes).into();
+        }
+        Ok(value)
+    };
+    containers.iter().map(with_size).collect()
+}
+
+async fn table(
+    client: &mut Client,
+    containers: &[Container],
+    sizes: Option<&Sizes>,
+) -> Result<Table, CliError> {
     let pods = find::pods(client).await?;
     let pods: BTreeMap<&str, &str> = pods.iter().map(|pod| (pod.id.as_str(), find::pod_name(pod))).collect();
-    let mut table = Table::new(&["CONTAINER ID", "NAME", "IMAGE", "STATE", "CREATED", "POD"]);
+    const COLUMNS: [&str; 7] = ["CONTAINER ID", "NAME", "IMAGE", "STATE", "CREATED", "POD", "SIZE"];
+    let columns = if sizes.is_some() { &COLUMNS[..] } else { &COLUMNS[..6] };
+    let mut table = Table::new(columns);
     for container in containers {
         let image = container
             .image
             .as_ref()
             .map_or("", |image| image_name(&image.image, &image.user_specified_image));
-        table.row([
+        let cells = [
             short_id(&container.id).into(),
             find::container_name(container).into(),
             image.into(),
             state(client, container).await,
             age(container.created_at),
             pods.get(container.pod_sandbox_id.as_str()).copied().unwrap_or("-").into(),
-        ]);
+        ];
+        match sizes {
+            None => table.row(cells),
+            Some(sizes) => {
+                let [id, name, image, state, created, pod] = cells;
+                let size = sizes.get(&container.id).map_or("-".into(), size_cell);
+                table.row([id, name, image, state, created, pod, size]);
+            }
+        }
     }
     Ok(table)
+}
+
+/// As docker writes it.
+fn size_cell(one: &ContainerUse) -> String {
+    format!("{} (virtual {})", size(one.writable), size(one.writable + one.image_bytes))
 }
 
 /// What the container was asked for, or the beginning of an id.

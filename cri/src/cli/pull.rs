@@ -48,6 +48,11 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
+    /// With user and password, if given.
+    pub(super) fn of(creds: Option<String>) -> Self {
+        Credentials { creds, auth: None }
+    }
+
     /// What the flags say, else what was saved for the registry of `image`.
     pub(super) async fn config(&self, image: &str) -> Result<Option<AuthConfig>, CliError> {
         if let Some(creds) = &self.creds {

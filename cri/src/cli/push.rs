@@ -14,17 +14,27 @@ use crate::api::hull::push_progress::Event;
 
 /// Send an image to a registry
 ///
-/// What the registry has already is not sent again, be it in another repository. The image keeps its id everywhere; its
-/// digest stays the one that it was pulled with if the registry has all its layers as they were then. Saved logins are
-/// used as by `hull pull`.
+/// What the registry has already is not sent again, be it in another repository. The image keeps its id everywhere. Layers
+/// that the registry lacks are compressed anew, since they are not kept compressed; then the image has another digest
+/// there. With --exact it keeps the one that it came with. Saved logins are used as by
+/// `hull pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hull push registry.example.com/team/app:1.2
-  hull push web:debugged registry.example.com/team/web:debugged --creds me:secret")]
+  hull push web:debugged registry.example.com/team/web:debugged --creds me:secret
+  hull push --exact quay.io/team/app:1.2 registry.example.com/mirror/app:1.2")]
 pub(super) struct Push {
     #[command(flatten)]
     credentials: Credentials,
+
+    /// Keep the digest that the image came with: what the registry lacks is fetched again from where the image came from
+    #[arg(long)]
+    exact: bool,
+
+    /// User and password for where the image came from, with --exact
+    #[arg(long, value_name = "USER:PASSWORD", requires = "exact")]
+    source_creds: Option<String>,
 
     /// Only the digest, no progress
     #[arg(short, long)]
@@ -46,7 +56,12 @@ impl Push {
             error.hint(Code::Unauthenticated, "--creds USER:PASSWORD logs in.")
         };
         let auth = self.credentials.config(&target).await?;
-        let request = PushImageRequest { image: self.image, target: target.clone(), auth };
+        let source_auth = match self.exact {
+            true => Credentials::of(self.source_creds).config(&self.image).await?,
+            false => None,
+        };
+        let (image, exact) = (self.image, self.exact);
+        let request = PushImageRequest { image, target: target.clone(), auth, exact, source_auth };
         let patience = client.endless();
         let mut events = answer(doing.clone(), patience, client.hull.push_image(request)).await?;
         let is_live = !self.quiet && std::io::stderr().is_terminal();
@@ -57,6 +72,9 @@ impl Push {
                         Format::Table => print(&format!("{digest}\n")),
                         Format::Json => print_json(&serde_json::json!({ "image": target, "digest": digest })),
                     };
+                }
+                Some(Event::CameWith(digest)) if !self.quiet => {
+                    eprintln!("It came with another digest, {digest}; --exact keeps that.");
                 }
                 Some(Event::Exists(layer)) if !self.quiet => {
                     eprintln!("{}: the registry has it", short_id(&layer));

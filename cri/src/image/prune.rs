@@ -1,10 +1,14 @@
 //! hull.v1 PruneImages and DiskUsage: what occupies the disk, and what of it nobody needs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::api::hull::{ContainerUse, DiskUsageReply, LayerUse, PruneImagesReply, PruneImagesRequest};
+use crate::api::hull::{
+    ContainerUse, DiskUsageReply, DiskUsageRequest, LayerUse, PruneImagesReply, PruneImagesRequest,
+};
+use crate::runtime::objects::Container;
 use crate::runtime::{Result, Runtime, blocking};
+use crate::stats::disk;
 use crate::store::record::ContainerPhase;
 
 impl Runtime {
@@ -25,29 +29,51 @@ impl Runtime {
         Ok(PruneImagesReply { image_ids, freed })
     }
 
-    /// Layers with those who need them, containers with their writable layers as they were last counted.
-    pub async fn disk_usage(&self) -> Result<DiskUsageReply> {
+    /// Layers with those who need them, containers with their writable layers as they were last counted, or are.
+    pub async fn disk_usage(&self, request: &DiskUsageRequest) -> Result<DiskUsageReply> {
+        let containers = self.objects().containers();
+        let writable = self.writable_layers(&containers, request.count).await?;
         let images = Arc::clone(self.images());
-        let usage = blocking(move || images.usage()).await??;
+        let (usage, layers) = blocking(move || (images.usage(), images.layer_usage())).await?;
+        let usage = usage?;
         let layer = |layer: hull_images::LayerUsage| LayerUse {
             layer: layer.layer.to_string(),
             bytes: layer.bytes,
             image_ids: layer.images,
             held: layer.held,
         };
-        let containers = self.objects().containers();
-        let container = |container: &Arc<crate::runtime::objects::Container>| ContainerUse {
-            id: container.id().to_owned(),
-            image_id: container
-                .with_record(|record| record.image.as_ref().map(|image| image.id.clone()))
-                .unwrap_or_default(),
-            writable: container.disk.known().map_or(0, |(_, occupied)| occupied.bytes),
-            running: container.phase() == ContainerPhase::Running,
+        let layers: Vec<LayerUse> = layers.into_iter().map(layer).collect();
+        let sizes: HashMap<&str, u64> = layers.iter().map(|one| (one.layer.as_str(), one.bytes)).collect();
+        let container = |(container, writable): (&Arc<Container>, u64)| {
+            let image = container.with_record(|record| record.image.clone()).unwrap_or_default();
+            ContainerUse {
+                id: container.id().to_owned(),
+                image_id: image.id,
+                writable,
+                running: container.phase() == ContainerPhase::Running,
+                image_bytes: image.layers.iter().filter_map(|layer| sizes.get(layer.as_str())).sum(),
+            }
         };
-        Ok(DiskUsageReply {
-            layers: self.images().layer_usage().into_iter().map(layer).collect(),
-            containers: containers.iter().map(container).collect(),
-            images_bytes: usage.bytes,
-        })
+        let containers = containers.iter().zip(writable).map(container).collect();
+        Ok(DiskUsageReply { layers, containers, images_bytes: usage.bytes })
+    }
+
+    /// Bytes of the containers' writable layers, in their order.
+    async fn writable_layers(&self, containers: &[Arc<Container>], count: bool) -> Result<Vec<u64>> {
+        if !count {
+            let known = |one: &Arc<Container>| one.disk.known().map_or(0, |(_, occupied)| occupied.bytes);
+            return Ok(containers.iter().map(known).collect());
+        }
+        let places: Vec<_> =
+            containers.iter().map(|one| (Arc::clone(one), self.container_directory(one.id()))).collect();
+        let count = move || {
+            let count = |(container, directory): &(Arc<Container>, std::path::PathBuf)| {
+                let elsewhere = container.pod.launcher.scratch(&container.pod.place(), container.id());
+                // One that was removed meanwhile occupies nothing.
+                disk::count_all(directory).unwrap_or_default().and(elsewhere).bytes
+            };
+            places.iter().map(count).collect()
+        };
+        blocking(count).await
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::Stream;
-use hull_images::store::{PushError, PushProgress as Step};
+use hull_images::store::{PushError, PushOptions, PushProgress as Step};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -23,6 +23,8 @@ impl Runtime {
         let target = if request.target.is_empty() { &request.image } else { &request.target };
         let reference = tag(target)?;
         let (_, credentials) = wanted(target, request.auth)?;
+        let (_, source_credentials) = wanted(target, request.source_auth)?;
+        let options = PushOptions { credentials, exact: request.exact, source_credentials };
         let images = Arc::clone(self.images());
         let (sender, receiver) = mpsc::channel(64);
         let gone = sender.clone();
@@ -36,11 +38,15 @@ impl Runtime {
                 // Whoever reads too slowly misses a step of progress, nothing else.
                 let _ = sender.try_send(Ok(PushProgress { event: Some(event) }));
             };
-            let pushed = images.push(&request.image, &reference, credentials, tell).await;
+            let pushed = images.push(&request.image, &reference, options, tell).await;
             let last = match pushed {
-                Ok(digest) => {
-                    tracing::info!(image = %reference, %digest, "pushed");
-                    Ok(PushProgress { event: Some(Event::Done(digest.to_string())) })
+                Ok(pushed) => {
+                    tracing::info!(image = %reference, digest = %pushed.digest, "pushed");
+                    if let Some(digest) = pushed.came_with {
+                        let event = Some(Event::CameWith(digest.to_string()));
+                        let _ = sender.send(Ok(PushProgress { event })).await;
+                    }
+                    Ok(PushProgress { event: Some(Event::Done(pushed.digest.to_string())) })
                 }
                 Err(error) => Err(push_error(error).into()),
             };
@@ -61,7 +67,7 @@ fn push_error(error: PushError) -> Error {
     match error {
         PushError::NoImage(name) => Error::NotFound { what: "image", id: name },
         PushError::Store(error) => Error::Images(error),
-        PushError::Layer { .. } => Error::FailedPrecondition(error.to_string()),
+        PushError::Layer { .. } | PushError::NotExact { .. } => Error::FailedPrecondition(error.to_string()),
         PushError::Registry { image, source } => {
             Error::Pull(hull_images::PullError::Registry { image, source })
         }

@@ -93,6 +93,12 @@ impl Runtime {
             PodPhase::Ready if !self.has_its_network(pod) => self.end_pod_without_network(pod).await,
             PodPhase::Ready => self.reach(pod).await,
             PodPhase::Lost | PodPhase::Stopped => {
+                // hulld may have been killed while it brought the pod up again.
+                if self.pod_directory(pod.id()).exists()
+                    && let Err(error) = self.clear(pod).await
+                {
+                    tracing::warn!(pod = pod.id(), %error, "cannot clear away what is left of the pod");
+                }
                 self.note_exit_records(pod);
                 self.end_all(pod, EXIT_CODE_UNKNOWN, &Obituary::agent_lost());
             }

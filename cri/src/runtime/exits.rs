@@ -218,7 +218,7 @@ impl Runtime {
         for container in pod.containers().iter().filter(|container| !known(container)) {
             match container.phase() {
                 ContainerPhase::Starting => {
-                    container.change(&self.store, |record| record.start_never_happened());
+                    container.start_never_happened(&self.store);
                 }
                 ContainerPhase::Running => {
                     let exit = Exit {

@@ -32,6 +32,7 @@ mod run_pod_sandbox;
 mod runtime_config;
 mod selector;
 mod service;
+mod start_again;
 mod start_container;
 mod status;
 mod stop_container;
@@ -311,7 +312,7 @@ impl Runtime {
     }
 
     /// The directory of a container below the root directory.
-    fn container_directory(&self, id: &str) -> PathBuf {
+    pub(crate) fn container_directory(&self, id: &str) -> PathBuf {
         self.config.root.join("containers").join(id)
     }
 

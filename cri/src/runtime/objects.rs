@@ -153,8 +153,10 @@ impl Pod {
 
     /// Posts what a commit changed. The caller holds the record's lock.
     fn tell(&self, before: &SandboxRecord, after: &SandboxRecord) {
-        if before.phase() == PodPhase::Ready && after.phase() != PodPhase::Ready {
-            self.post(ContainerEventType::ContainerStoppedEvent, after);
+        match (before.phase() == PodPhase::Ready, after.phase() == PodPhase::Ready) {
+            (true, false) => self.post(ContainerEventType::ContainerStoppedEvent, after),
+            (false, true) => self.post(ContainerEventType::ContainerStartedEvent, after),
+            _ => {}
         }
     }
 
@@ -229,6 +231,14 @@ pub struct AtStart {
     pub done: oneshot::Sender<std::result::Result<(), SandboxError>>,
 }
 
+/// One life of a container, from before its start to its end.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// How many there were before it since hulld started.
+    number: u64,
+    over: bool,
+}
+
 /// A container.
 #[derive(Debug)]
 pub struct Container {
@@ -239,7 +249,7 @@ pub struct Container {
     /// Start, removal and updates, one after the other. Stopping does not wait for them all: a second stop may be
     /// more urgent than the first.
     pub order: tokio::sync::Mutex<()>,
-    over: watch::Sender<bool>,
+    run: watch::Sender<Run>,
     /// By when it has to have ended, once it is being stopped.
     stop: watch::Sender<Option<Instant>>,
     /// It has got its stop signal, or does at this moment.
@@ -258,7 +268,7 @@ impl Container {
     pub fn new(record: ContainerRecord, pod: Arc<Pod>, layers: LayerHold) -> Arc<Self> {
         Arc::new(Self {
             id: record.id.clone(),
-            over: watch::Sender::new(record.is_over()),
+            run: watch::Sender::new(Run { number: 0, over: record.is_over() }),
             stop: watch::Sender::new(None),
             asked_to_stop: AtomicBool::new(false),
             at_start: Mutex::new((record.phase() == ContainerPhase::Created).then(Vec::new)),
@@ -303,7 +313,7 @@ impl Container {
 
     /// Posts what a commit changed. The caller holds the record's lock.
     fn tell(&self, before: &ContainerRecord, after: &ContainerRecord) {
-        let started = before.started_at == 0 && after.started_at != 0;
+        let started = after.started_at != 0 && after.started_at != before.started_at;
         match (before.phase(), after.phase()) {
             (ContainerPhase::Starting, ContainerPhase::Running) => {
                 self.post(ContainerEventType::ContainerStartedEvent, after);
@@ -333,15 +343,35 @@ impl Container {
         {
             return;
         }
-        self.change(store, |record| {
-            if record.started_at == 0 {
+        let ended = self.change(store, |record| {
+            if record.is_of_earlier_run(started_at) {
+                return false;
+            }
+            if record.started_at == 0 || record.phase() == ContainerPhase::Starting {
                 record.started_at = started_at;
             }
-            record.exited(exit);
+            record.exited(exit)
         });
+        if !ended {
+            return;
+        }
         // It was never started: nobody need wait for that.
         drop(lock(&self.at_start).take());
-        self.over.send_replace(true);
+        self.run.send_modify(|run| run.over = true);
+    }
+
+    /// It turned out that its start never reached the agent.
+    pub fn start_never_happened(&self, store: &Store) {
+        self.change(store, ContainerRecord::start_never_happened);
+        let over = self.with_record(ContainerRecord::is_over);
+        self.run.send_modify(|run| run.over = over);
+    }
+
+    /// It is started again: who waits from now on waits for another end. The caller holds its order.
+    pub fn begin_run(&self) {
+        self.asked_to_stop.store(false, Ordering::SeqCst);
+        self.stop.send_replace(None);
+        self.run.send_modify(|run| *run = Run { number: run.number.wrapping_add(1), over: false });
     }
 
     /// Attaches in the moment of its start, so that nothing of its output is missed; the receiver tells when that is
@@ -394,11 +424,15 @@ impl Container {
         }
     }
 
-    /// Waits until it has ended.
-    pub async fn wait_over(&self) {
-        let mut over = self.over.subscribe();
-        // The sender lives as long as this object.
-        let _ = over.wait_for(|over| *over).await;
+    /// Waits for the end of the run that it is in now, at the time of the call; one that has ended since is over even if
+    /// it was started again.
+    pub fn wait_over(&self) -> impl Future<Output = ()> + use<> {
+        let mut run = self.run.subscribe();
+        let present = run.borrow().number;
+        async move {
+            // The sender outlives everybody who asks; if it does not, nothing runs.
+            let _ = run.wait_for(|run| run.over || run.number != present).await;
+        }
     }
 }
 

@@ -112,7 +112,8 @@ impl Runtime {
         }
     }
 
-    async fn bring_up(
+    /// Makes the pod of a record; it is ready then, and visible if it was not.
+    pub(super) async fn bring_up(
         self: &Arc<Self>,
         pod: &Arc<Pod>,
         config: &PodSandboxConfig,
@@ -153,7 +154,10 @@ impl Runtime {
             }
         })?;
         pod.set_agent(Some(agent));
-        self.objects.add_pod(Arc::clone(pod));
+        if self.objects.pod(pod.id()).is_err() {
+            self.objects.add_pod(Arc::clone(pod));
+        }
+        pod.set_ending(false);
         self.follow(pod, events);
         trace.step("write the record again, tell of it");
         Ok(())

@@ -363,8 +363,8 @@ impl Hull for RuntimeServer {
         ok(self.0.prune_images(request.into_inner()).await?)
     }
 
-    async fn disk_usage(&self, _request: Request<hull::DiskUsageRequest>) -> Answer<hull::DiskUsageReply> {
-        ok(self.0.disk_usage().await?)
+    async fn disk_usage(&self, request: Request<hull::DiskUsageRequest>) -> Answer<hull::DiskUsageReply> {
+        ok(self.0.disk_usage(request.get_ref()).await?)
     }
 
     async fn check_images(
@@ -400,6 +400,14 @@ impl Hull for RuntimeServer {
         request: Request<hull::CommitContainerRequest>,
     ) -> Answer<hull::CommitContainerReply> {
         ok(self.0.commit_container(request.into_inner()).await?)
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<hull::ContainerRequest>,
+    ) -> Answer<hull::StartContainerReply> {
+        self.0.start_container_again(&request.get_ref().container).await?;
+        ok(hull::StartContainerReply {})
     }
 
     async fn diff_container(

@@ -10,25 +10,45 @@ use super::trace::Trace;
 use super::translate::container;
 use super::{Error, Result, Runtime, blocking, host};
 use crate::sandbox::{SandboxError, Slots};
-use crate::store::record::{Exit, RunningUser};
+use crate::store::record::{ContainerPhase, Exit, RunningUser};
 
 /// Exit code of a container that could not be started, as other runtimes report it.
 const START_FAILED: i32 = 128;
+
+/// Whether a container may be started that has run before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// As CRI has it: an attempt is made once.
+    Never,
+    /// If it has ended.
+    AfterItsEnd,
+}
 
 impl Runtime {
     /// Starts a container that has not been started yet.
     pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
         let container = self.objects.container(id)?;
         let runtime = Arc::clone(self);
-        self.to_the_end(async move { runtime.start(&container).await }).await
+        self.to_the_end(async move { runtime.start(&container, Again::Never).await }).await
     }
 
-    async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+    pub(super) async fn start(self: &Arc<Self>, container: &Arc<Container>, again: Again) -> Result<()> {
         let mut trace = Trace::begin("StartContainer");
         let _pod_order = container.pod.order.read().await;
         let _order = container.order.lock().await;
         let agent = container.pod.ready_agent()?;
-        if !container.try_change(&self.store, |record| record.begin_start(&self.boot_id))? {
+        let once_more = again == Again::AfterItsEnd && container.phase() == ContainerPhase::Exited;
+        if once_more {
+            self.forget_run(container, &agent).await?;
+        }
+        let begun = container.try_change(&self.store, |record| match once_more {
+            true => record.begin_start_again(&self.boot_id),
+            false => record.begin_start(&self.boot_id),
+        })?;
+        if once_more && begun {
+            container.begin_run();
+        }
+        if !begun {
             return Err(Error::FailedPrecondition(format!(
                 "the container {} was started before: it is {:?}",
                 container.id(),

@@ -39,6 +39,8 @@ impl Runtime {
         if matches!(container.phase(), ContainerPhase::Created | ContainerPhase::Exited) {
             return Ok(());
         }
+        let over = container.wait_over();
+        tokio::pin!(over);
         container.stop_by(Instant::now() + grace);
         if !grace.is_zero() && !container.asked_to_stop.swap(true, Ordering::SeqCst) {
             let asked = match self.stop_signal(container) {
@@ -50,11 +52,12 @@ impl Runtime {
             asked?;
         }
         tokio::select! {
-            () = container.wait_over() => return Ok(()),
+            biased;
+            () = &mut over => return Ok(()),
             () = container.wait_stop_deadline() => {}
         }
         self.signal(container, SIGKILL, true).await?;
-        match tokio::time::timeout(DEATH, container.wait_over()).await {
+        match tokio::time::timeout(DEATH, over).await {
             Ok(()) => Ok(()),
             Err(_) => Err(Error::DeadlineExceeded(format!(
                 "the container {} was killed, but has not ended after {} seconds",

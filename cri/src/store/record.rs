@@ -244,22 +244,48 @@ impl ContainerRecord {
         true
     }
 
+    /// Starting begins once more, after an end that stays noted until it runs. False if it has not ended.
+    pub fn begin_start_again(&mut self, boot_id: &str) -> bool {
+        if self.phase() != ContainerPhase::Exited {
+            return false;
+        }
+        self.set_phase(ContainerPhase::Starting);
+        self.boot_id = boot_id.to_owned();
+        true
+    }
+
     /// The agent started it. It may have ended since: that report can overtake this one.
     pub fn started(&mut self, pid: i32, started_at: i64, user: RunningUser) {
         self.pid = pid;
         self.user = Some(user);
-        if self.started_at == 0 {
-            self.started_at = started_at;
-        }
         if self.phase() == ContainerPhase::Starting {
             self.set_phase(ContainerPhase::Running);
+            self.started_at = started_at;
+            // Of the run before this one, if there was one.
+            self.finished_at = 0;
+            self.exit_code = 0;
+            self.reason.clear();
+            self.message.clear();
+        } else if self.started_at == 0 {
+            self.started_at = started_at;
         }
     }
 
-    /// It turned out that the start never reached the agent.
+    /// It turned out that the start never reached the agent: it is as it was before.
     pub fn start_never_happened(&mut self) {
         if self.phase() == ContainerPhase::Starting {
-            self.set_phase(ContainerPhase::Created);
+            let ran_before = self.finished_at != 0;
+            self.set_phase(if ran_before { ContainerPhase::Exited } else { ContainerPhase::Created });
+        }
+    }
+
+    /// Whether a run that began at this time is over and another one has taken its place.
+    pub fn is_of_earlier_run(&self, started_at: i64) -> bool {
+        let known = started_at != 0 && self.started_at != 0;
+        match self.phase() {
+            ContainerPhase::Starting => known && started_at == self.started_at,
+            ContainerPhase::Running => known && started_at < self.started_at,
+            ContainerPhase::Created | ContainerPhase::Exited => false,
         }
     }
 
@@ -338,5 +364,32 @@ mod tests {
         record.begin_start("boot");
         record.start_never_happened();
         assert!(record.begin_start("boot"));
+    }
+
+    #[test]
+    fn a_container_that_has_ended_starts_again_only_when_that_is_meant() {
+        let mut record = ContainerRecord::default();
+        assert!(!record.begin_start_again("boot"));
+        record.begin_start("boot");
+        record.started(7, 5, RunningUser::default());
+        assert!(!record.begin_start_again("boot"));
+        record.exited(exit(3, false));
+        assert!(!record.begin_start("boot"), "kubelet starts a container once");
+
+        assert!(record.begin_start_again("next boot"));
+        assert_eq!(
+            (record.exit_code, record.boot_id.as_str()),
+            (3, "next boot"),
+            "its end is known until it runs"
+        );
+        record.start_never_happened();
+        assert_eq!((record.phase(), record.exit_code), (ContainerPhase::Exited, 3));
+
+        record.begin_start_again("boot");
+        assert!(record.is_of_earlier_run(5) && !record.is_of_earlier_run(20) && !record.is_of_earlier_run(0));
+        record.started(8, 20, RunningUser::default());
+        assert!(record.is_of_earlier_run(5) && !record.is_of_earlier_run(20));
+        assert_eq!((record.started_at, record.finished_at, record.exit_code), (20, 0, 0));
+        assert_eq!((record.pid, record.reason.as_str()), (8, ""));
     }
 }

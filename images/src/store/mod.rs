@@ -10,6 +10,7 @@ mod catalogue;
 mod check;
 mod config;
 mod error;
+mod exact_push;
 mod files;
 mod flights;
 mod holds;
@@ -54,7 +55,7 @@ pub use load::LoadError;
 pub use names::LayerUsage;
 pub use new_image::{ImageChange, NewImage, NewImageError};
 pub use progress::PullProgress;
-pub use push::{PushError, PushProgress};
+pub use push::{PushError, PushOptions, PushProgress, Pushed};
 pub use save::{SaveError, Saving};
 
 /// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`

@@ -1,6 +1,7 @@
 //! What people do to images that are here: name them, count them, clear them up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 
 use crate::layer::LayerId;
 use crate::reference::Reference;
@@ -14,7 +15,7 @@ use super::index::Change;
 pub struct LayerUsage {
     /// Which one.
     pub layer: LayerId,
-    /// Bytes of its file.
+    /// Bytes of disk that its file occupies.
     pub bytes: u64,
     /// Ids of the images that have it.
     pub images: Vec<String>,
@@ -81,7 +82,7 @@ impl ImageStore {
         Ok((removed, before.saturating_sub(self.usage()?.bytes)))
     }
 
-    /// Every layer on the node, ordered by id.
+    /// Every layer on the node, ordered by id. Looks at each file.
     pub fn layer_usage(&self) -> Vec<LayerUsage> {
         let catalogue = self.read();
         let mut users: BTreeMap<&LayerId, BTreeSet<&String>> = BTreeMap::new();
@@ -90,11 +91,14 @@ impl ImageStore {
                 users.entry(layer).or_default().insert(id);
             }
         }
-        let usage = |(layer, record): (&LayerId, &super::index::LayerRecord)| LayerUsage {
-            layer: layer.clone(),
-            bytes: record.size,
-            images: users.get(layer).into_iter().flatten().map(|id| (*id).clone()).collect(),
-            held: self.holds.contains(layer),
+        let usage = |(layer, record): (&LayerId, &super::index::LayerRecord)| {
+            let file = std::fs::metadata(self.files.layer(layer));
+            LayerUsage {
+                layer: layer.clone(),
+                bytes: file.map_or(record.size, |file| file.blocks() * 512),
+                images: users.get(layer).into_iter().flatten().map(|id| (*id).clone()).collect(),
+                held: self.holds.contains(layer),
+            }
         };
         catalogue.layers.iter().map(usage).collect()
     }

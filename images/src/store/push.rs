@@ -24,11 +24,13 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Bytes of one request: large for speed, small enough to be sent again, and to be held in memory.
-const CHUNK: usize = 8 << 20;
+pub(super) const CHUNK: usize = 8 << 20;
 /// Fast: who pushes waits, and layers compress by half at any level.
 const LEVEL: u32 = 4;
 /// Repositories of the same registry that are asked for a layer.
 const MAX_SOURCES: usize = 8;
+/// How often a layer's upload may begin. Registries do not agree on how to go on in the middle of a chunk.
+pub(super) const MAX_ATTEMPTS: u32 = 3;
 
 /// Why an image was not pushed. Layers that were sent stay at the registry, which clears away what nothing refers to.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +56,38 @@ pub enum PushError {
         /// Why not.
         source: ArchiveFailure,
     },
+    /// The image cannot be pushed with the digest that it came with.
+    #[error("cannot push image {image} as it came: {reason}")]
+    NotExact {
+        /// Where to.
+        image: String,
+        /// Why not.
+        reason: String,
+    },
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What is asked of a push beyond its target.
+#[derive(Debug, Default)]
+pub struct PushOptions {
+    /// How to log in where it goes to.
+    pub credentials: Option<Credentials>,
+    /// The manifest that the image came with, and so its digest, to the byte. Layers are not kept as they were
+    /// compressed: what the target lacks is fetched once more from where the image came from, and passed on.
+    pub exact: bool,
+    /// How to log in there.
+    pub source_credentials: Option<Credentials>,
+}
+
+/// What was pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// Digest of the manifest at the target.
+    pub digest: Digest,
+    /// The digest that the image came with, if it is another one: layers were compressed anew.
+    pub came_with: Option<Digest>,
 }
 
 /// What a push does with a layer.
@@ -70,67 +101,69 @@ pub enum PushProgress {
     Done(LayerId),
 }
 
+/// A manifest that the image came with.
+pub(super) struct Known {
+    pub(super) digest: Digest,
+    media_type: String,
+    bytes: Bytes,
+    pub(super) manifest: Manifest,
+}
+
+/// A push that is under way.
+pub(super) struct Push<'p> {
+    pub(super) store: &'p Arc<ImageStore>,
+    pub(super) image: &'p Image,
+    pub(super) target: &'p Reference,
+    pub(super) registry: &'p Registry,
+    /// Repositories of the target's registry that may have layers.
+    sources: &'p [String],
+    /// The registry in the name by which the image was asked for, if it was a name.
+    pub(super) named_registry: Option<String>,
+}
+
 impl ImageStore {
-    /// Pushes the image that `name` means (as in [`ImageStore::find`]) to `target`, a tag, and returns the digest of
-    /// its manifest there. It is the one that it was pulled with, if the registry has all blobs of that.
+    /// Pushes the image that `name` means (as in [`ImageStore::find`]) to `target`, a tag. Its manifest there is the one
+    /// that it came with if the registry has all blobs of that, or gets them (`exact`).
     pub async fn push(
         self: &Arc<Self>,
         name: &str,
         target: &Reference,
-        credentials: Option<Credentials>,
+        options: PushOptions,
         mut progress: impl FnMut(PushProgress),
-    ) -> Result<Digest, PushError> {
+    ) -> Result<Pushed, PushError> {
         let image = self.find(name)?.ok_or_else(|| PushError::NoImage(name.to_owned()))?;
         let _hold = self.hold(&image.config.diff_ids);
-        let failed = |source| PushError::Registry { image: target.to_string(), source: Box::new(source) };
         let sources = sources(&image, target);
         let registry = {
             let (target, sources, config) = (target.clone(), sources.clone(), self.config.clone());
-            let credentials = credentials.filter(|credentials| !credentials.is_empty());
-            let open = move || {
+            let credentials = options.credentials.clone().filter(|credentials| !credentials.is_empty());
+            blocking(move || {
                 let hosts = &config.hosts_dir;
                 Registry::for_push(&target, &sources, credentials.as_ref(), hosts, config.progress_timeout)
-            };
-            let cancelled = |_| {
-                failed(RegistryError::Protocol {
-                    host: String::new(),
-                    reason: "the push was cancelled".to_owned(),
-                })
-            };
-            tokio::task::spawn_blocking(open).await.map_err(cancelled)?.map_err(failed)?
+            })
         };
+        let registry = registry.await.map_err(|source| failed(target, source))?;
         let known = self.known_manifests(&image)?;
-        let mut layers = Vec::with_capacity(image.config.diff_ids.len());
-        for (number, layer) in image.config.diff_ids.iter().enumerate() {
-            let found = offered(&registry, &known, number, &sources).await.map_err(failed)?;
-            let descriptor = match found {
-                Some(descriptor) => {
-                    progress(PushProgress::Exists(layer.clone()));
-                    descriptor
-                }
-                None => self.send_layer(&registry, target, layer, &mut progress).await?,
-            };
-            layers.push(descriptor);
-        }
-        let config = Digest::sha256(&image.config.raw);
-        if !registry.has_blob(&config).await.map_err(failed)? {
-            let mut upload = registry.begin_blob().await.map_err(failed)?;
-            upload.chunk(image.config.raw.clone()).await.map_err(failed)?;
-            upload.finish(&config).await.map_err(failed)?;
-        }
-        let same = known.iter().find(|(_, _, manifest)| manifest.layers == layers);
-        let (media_type, bytes) = match same {
-            Some((media_type, bytes, _)) => (media_type.clone(), bytes.clone()),
-            None => (MANIFEST.to_owned(), Bytes::from(manifest(&image, &config, &layers))),
+        let named_registry = name.parse::<Reference>().ok().filter(|name| {
+            let name = name.name();
+            image.repo_tags.contains(&name) || image.repo_digests.contains(&name)
+        });
+        let push = Push {
+            store: self,
+            image: &image,
+            target,
+            registry: &registry,
+            sources: &sources,
+            named_registry: named_registry.map(|name| name.domain().to_owned()),
         };
-        let digest = Digest::sha256(&bytes);
-        let tag = target.tag().unwrap_or("latest");
-        registry.put_manifest(tag, &media_type, bytes).await.map_err(failed)?;
-        Ok(digest)
+        match options.exact {
+            true => push.exactly(&known, &options, &mut progress).await,
+            false => push.as_it_comes(&known, &mut progress).await,
+        }
     }
 
-    /// The manifests that the image was pulled with: media type, bytes, content.
-    fn known_manifests(&self, image: &Image) -> Result<Vec<(String, Bytes, Manifest)>, StoreError> {
+    /// The manifests that the image came with, the latest last.
+    fn known_manifests(&self, image: &Image) -> Result<Vec<Known>, StoreError> {
         let documents = match self.read().images.get(&image.id) {
             Some(entry) => entry.record.documents.clone(),
             None => Vec::new(),
@@ -143,48 +176,190 @@ impl ImageStore {
             {
                 let own = serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
                 let media_type = own["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
-                manifests.push((media_type, Bytes::from(bytes), manifest));
+                manifests.push(Known { digest, media_type, bytes: Bytes::from(bytes), manifest });
             }
         }
         Ok(manifests)
     }
+}
+
+impl Push<'_> {
+    /// Layers as the registry has them, the others compressed anew.
+    async fn as_it_comes(
+        &self,
+        known: &[Known],
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<Pushed, PushError> {
+        let mut layers = Vec::with_capacity(self.image.config.diff_ids.len());
+        for (number, layer) in self.image.config.diff_ids.iter().enumerate() {
+            let found = self.offered(known, number).await.map_err(|source| self.failed(source))?;
+            let descriptor = match found {
+                Some(descriptor) => {
+                    progress(PushProgress::Exists(layer.clone()));
+                    descriptor
+                }
+                None => self.compressed(layer, progress).await?,
+            };
+            layers.push(descriptor);
+        }
+        let config = self.config().await?;
+        if let Some(same) = known.iter().find(|known| known.manifest.layers == layers) {
+            return self.finish(&same.media_type, same.bytes.clone(), None).await;
+        }
+        let came_with = known.last().map(|known| known.digest.clone());
+        self.finish(MANIFEST, Bytes::from(manifest(self.image, &config, &layers)), came_with).await
+    }
+
+    /// Sees to it that the registry has the configuration, and tells its digest.
+    pub(super) async fn config(&self) -> Result<Digest, PushError> {
+        let raw = &self.image.config.raw;
+        let config = Digest::sha256(raw);
+        let send = async {
+            if !self.registry.has_blob(&config).await? {
+                let mut upload = self.registry.begin_blob().await?;
+                upload.chunk(raw.clone()).await?;
+                upload.finish(&config).await?;
+            }
+            Ok(())
+        };
+        send.await.map_err(|source| self.failed(source))?;
+        Ok(config)
+    }
+
+    /// The last step: the manifest makes it an image.
+    async fn finish(
+        &self,
+        media_type: &str,
+        bytes: Bytes,
+        came_with: Option<Digest>,
+    ) -> Result<Pushed, PushError> {
+        let digest = Digest::sha256(&bytes);
+        let tag = self.target.tag().unwrap_or("latest");
+        self.registry.put_manifest(tag, media_type, bytes).await.map_err(|source| self.failed(source))?;
+        Ok(Pushed { digest, came_with })
+    }
+
+    /// The last step of a push with a manifest that is known.
+    pub(super) async fn finish_with(&self, known: &Known) -> Result<Pushed, PushError> {
+        self.finish(&known.media_type, known.bytes.clone(), None).await
+    }
+
+    /// The layer as the registry has it already, in the repository itself or in one that the image came from.
+    async fn offered(&self, known: &[Known], number: usize) -> Result<Option<Descriptor>, RegistryError> {
+        for Known { manifest, .. } in known {
+            let Some(descriptor) = manifest.layers.get(number) else { continue };
+            if Compression::from_media_type(&descriptor.media_type).is_ok() && self.has(descriptor).await? {
+                return Ok(Some(descriptor.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the registry has the blob, or takes it over from another repository.
+    pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
+        if self.registry.has_blob(&descriptor.digest).await? {
+            return Ok(true);
+        }
+        for source in self.sources {
+            // A registry that does not let us have it there is no reason not to send it.
+            if matches!(self.registry.mount_blob(&descriptor.digest, source).await, Ok(true)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 
     /// Compresses a layer and sends it, both at the same time.
-    async fn send_layer(
-        self: &Arc<Self>,
-        registry: &Registry,
-        target: &Reference,
+    async fn compressed(
+        &self,
         layer: &LayerId,
         progress: &mut impl FnMut(PushProgress),
     ) -> Result<Descriptor, PushError> {
-        let failed = |source| PushError::Registry { image: target.to_string(), source: Box::new(source) };
+        let mut attempt = 1;
+        let (digest, size) = loop {
+            match self.send_archive(layer, true, progress).await {
+                Err(PushError::Registry { source, .. }) if attempt < MAX_ATTEMPTS && is_cut(&source) => {
+                    tracing::debug!(%layer, error = %source, "the upload of a layer begins anew");
+                    attempt += 1;
+                }
+                other => break other?,
+            }
+        };
+        progress(PushProgress::Done(layer.clone()));
+        Ok(Descriptor { media_type: format!("{LAYER}+gzip"), digest, size })
+    }
+
+    /// Sends a layer's archive, compressed or as it is; tells digest and size of what was sent.
+    pub(super) async fn send_archive(
+        &self,
+        layer: &LayerId,
+        compress: bool,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<(Digest, u64), PushError> {
         let (sender, mut chunks) = mpsc::channel(2);
-        let (store, wanted) = (Arc::clone(self), layer.clone());
-        let compressing = tokio::task::spawn_blocking(move || {
-            let out = Chunks { sender, buffer: Vec::with_capacity(CHUNK) };
+        let (store, wanted) = (Arc::clone(self.store), layer.clone());
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut out = Chunks { sender, buffer: Vec::with_capacity(CHUNK) };
+            if !compress {
+                store.write_archive(&wanted, &mut out)?;
+                return out.flush().map_err(ArchiveFailure::Output);
+            }
             let mut gzip = GzEncoder::new(out, Level::new(LEVEL));
             store.write_archive(&wanted, &mut gzip)?;
             let finish = || gzip.finish()?.flush();
             finish().map_err(ArchiveFailure::Output)
         });
-        let mut upload = registry.begin_blob().await.map_err(failed)?;
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        let mut size = 0;
-        while let Some(chunk) = chunks.recv().await {
-            let chunk: Bytes = chunk;
-            hasher.update(&chunk);
-            size += chunk.len() as u64;
-            upload.chunk(chunk).await.map_err(failed)?;
-            progress(PushProgress::Sent(layer.clone(), size));
-        }
-        let broken = |source| PushError::Layer { image: target.to_string(), layer: layer.clone(), source };
+        let sending = async {
+            let mut upload = self.registry.begin_blob().await?;
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let mut size = 0;
+            while let Some(chunk) = chunks.recv().await {
+                let chunk: Bytes = chunk;
+                hasher.update(&chunk);
+                size += chunk.len() as u64;
+                upload.chunk(chunk).await?;
+                progress(PushProgress::Sent(layer.clone(), size));
+            }
+            Ok((upload, hasher.finish(), size))
+        };
+        let sent = sending.await;
+        // Without a reader whoever writes comes to an end.
+        drop(chunks);
+        let broken =
+            |source| PushError::Layer { image: self.target.to_string(), layer: layer.clone(), source };
         let cancelled = |_| broken(ArchiveFailure::Output(io::ErrorKind::Interrupted.into()));
-        compressing.await.map_err(cancelled)?.map_err(broken)?;
-        let digest = hasher.finish();
-        upload.finish(&digest).await.map_err(failed)?;
-        progress(PushProgress::Done(layer.clone()));
-        Ok(Descriptor { media_type: format!("{LAYER}+gzip"), digest, size })
+        let written = writing.await.map_err(cancelled)?;
+        let (upload, digest, size) = sent.map_err(|source| self.failed(source))?;
+        written.map_err(broken)?;
+        upload.finish(&digest).await.map_err(|source| self.failed(source))?;
+        Ok((digest, size))
     }
+
+    pub(super) fn failed(&self, source: RegistryError) -> PushError {
+        failed(self.target, source)
+    }
+}
+
+fn failed(target: &Reference, source: RegistryError) -> PushError {
+    PushError::Registry { image: target.to_string(), source: Box::new(source) }
+}
+
+/// Whether another upload of the same may go better: the connection broke, or the registry has another idea of what came
+/// before it did (416 by the specification, 400 and 404 where an upload is given up).
+pub(super) fn is_cut(error: &RegistryError) -> bool {
+    matches!(
+        error,
+        RegistryError::Unreachable { .. } | RegistryError::Status { status: 400 | 404 | 416 | 500..=599, .. }
+    )
+}
+
+/// Reads files and builds TLS clients: work for a blocking thread.
+pub(super) async fn blocking(
+    open: impl FnOnce() -> Result<Registry, RegistryError> + Send + 'static,
+) -> Result<Registry, RegistryError> {
+    tokio::task::spawn_blocking(open).await.unwrap_or_else(|_| {
+        Err(RegistryError::Protocol { host: String::new(), reason: "the push was cancelled".to_owned() })
+    })
 }
 
 /// Repositories of the target's registry that the image came from.
@@ -201,31 +376,6 @@ fn sources(image: &Image, target: &Reference) -> Vec<String> {
     }
     sources.truncate(MAX_SOURCES);
     sources
-}
-
-/// The layer as the registry has it already, in the repository itself or in one that the image came from.
-async fn offered(
-    registry: &Registry,
-    known: &[(String, Bytes, Manifest)],
-    number: usize,
-    sources: &[String],
-) -> Result<Option<Descriptor>, RegistryError> {
-    for (_, _, manifest) in known {
-        let Some(descriptor) = manifest.layers.get(number) else { continue };
-        if Compression::from_media_type(&descriptor.media_type).is_err() {
-            continue;
-        }
-        if registry.has_blob(&descriptor.digest).await? {
-            return Ok(Some(descriptor.clone()));
-        }
-        for source in sources {
-            // A registry that does not let us have it there is no reason not to send it.
-            if matches!(registry.mount_blob(&descriptor.digest, source).await, Ok(true)) {
-                return Ok(Some(descriptor.clone()));
-            }
-        }
-    }
-    Ok(None)
 }
 
 fn manifest(image: &Image, config: &Digest, layers: &[Descriptor]) -> Vec<u8> {

@@ -1,7 +1,7 @@
 use std::process::Command;
 
 use hull_images::Image;
-use hull_images::store::{PushError, PushProgress};
+use hull_images::store::{PushError, PushOptions, PushProgress};
 
 use crate::docker_registry::DockerRegistry;
 use crate::image::{Layer, Packing, TestImage, digest};
@@ -19,12 +19,12 @@ fn image() -> TestImage {
 async fn push(test: &TestStore, name: &str, target: &str) -> (String, usize, usize) {
     let (mut existing, mut sent) = (0, 0);
     let target = reference(target);
-    let digest = test.store.push(name, &target, None, |progress| match progress {
+    let pushed = test.store.push(name, &target, PushOptions::default(), |progress| match progress {
         PushProgress::Exists(_) => existing += 1,
         PushProgress::Done(_) => sent += 1,
         PushProgress::Sent(..) => {}
     });
-    (digest.await.unwrap().to_string(), existing, sent)
+    (pushed.await.unwrap().digest.to_string(), existing, sent)
 }
 
 fn same(one: &Image, other: &Image) {
@@ -84,8 +84,147 @@ async fn a_registry_that_refuses_says_why() {
     })
     .await;
     let target = reference(&format!("{}/team/app:v1", refusing.host()));
-    let error = test.store.push(&name, &target, None, |_| {}).await.unwrap_err();
+    let error = test.store.push(&name, &target, PushOptions::default(), |_| {}).await.unwrap_err();
     assert!(error.to_string().contains("403") && error.to_string().contains("read only"), "{error}");
-    let error = test.store.push("no/such", &target, None, |_| {}).await.unwrap_err();
+    let error = test.store.push("no/such", &target, PushOptions::default(), |_| {}).await.unwrap_err();
     assert!(matches!(error, PushError::NoImage(_)));
+}
+
+/// Signatures and pins name a digest: it stays where that is asked for, although no blob was kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exact_push_passes_on_the_blobs_that_the_image_came_with() {
+    let (from, to) = (DockerRegistry::start(), DockerRegistry::start());
+    let original = TestImage::new(vec![
+        Layer::new(&[("etc/passwd", b"root:x:0:0::/:/bin/sh\n")], Packing::Gzip),
+        Layer::noise("noise", 20 << 20, 8),
+        Layer::new(&[("srv/a", b"a")], Packing::Plain),
+        Layer::new(&[("srv/b", b"b")], Packing::Zstd),
+    ]);
+    let name = from.push("team/app", "v1", &original);
+    let test = TestStore::new();
+    test.pull(&name).await.unwrap();
+    let target = reference(&format!("{}/elsewhere:1", to.host()));
+    let exact = || PushOptions { exact: true, ..PushOptions::default() };
+    let pushed = test.store.push(&name, &target, exact(), |_| {}).await.unwrap();
+    assert_eq!((pushed.digest.to_string(), pushed.came_with), (digest(&original.manifest), None));
+    let fresh = TestStore::new();
+    let again = fresh.pull(&target.to_string()).await.unwrap();
+    same(&again, &test.store.find(&name).unwrap().unwrap());
+    assert!(again.repo_digests[0].ends_with(&digest(&original.manifest)), "{:?}", again.repo_digests);
+
+    // Otherwise it is said what becomes of the digest
+    let other_registry = DockerRegistry::start();
+    let other = reference(&format!("{}/again:1", other_registry.host()));
+    let pushed = test.store.push(&name, &other, PushOptions::default(), |_| {}).await.unwrap();
+    assert_eq!(pushed.came_with.unwrap().to_string(), digest(&original.manifest));
+
+    // Where it came from is gone: an error and no other image
+    drop(from);
+    let third = DockerRegistry::start();
+    let target = reference(&format!("{}/third:1", third.host()));
+    let error = test.store.push(&name, &target, exact(), |_| {}).await.unwrap_err();
+    assert!(
+        matches!(error, PushError::NotExact { .. }) && error.to_string().contains("as it came"),
+        "{error}"
+    );
+    assert!(TestStore::new().pull(&target.to_string()).await.is_err());
+}
+
+/// An origin that sends something else is found out before the registry is told that it is the layer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exact_push_trusts_no_origin() {
+    let original = image();
+    let lying = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let lies = lying.clone();
+    let blob = digest(&original.layers[0].blob);
+    let length = original.layers[0].blob.len();
+    let from = Server::start(&[("team/app:v1", &original)], move |request| {
+        let lie = lies.load(std::sync::atomic::Ordering::SeqCst) && request.target.contains(&blob);
+        lie.then(|| Reply::new(200, "x".repeat(length)))
+    })
+    .await;
+    let name = format!("{}/team/app:v1", from.host());
+    let test = TestStore::new();
+    test.pull(&name).await.unwrap();
+    lying.store(true, std::sync::atomic::Ordering::SeqCst);
+    let to = DockerRegistry::start();
+    let target = reference(&format!("{}/elsewhere:1", to.host()));
+    let exact = PushOptions { exact: true, ..PushOptions::default() };
+    let error = test.store.push(&name, &target, exact, |_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("something else"), "{error}");
+}
+
+/// Registries do not agree on how to go on in the middle of a chunk, so the layer is sent anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_cut_off_is_made_again() {
+    let original = image();
+    let from = Server::start(&[("team/app:v1", &original)], |_| None).await;
+    let name = format!("{}/team/app:v1", from.host());
+    let test = TestStore::new();
+    test.pull(&name).await.unwrap();
+    let to = DockerRegistry::start();
+    let proxy = CuttingProxy::start(&to.host(), 9 << 20);
+    let target = format!("{}/elsewhere:1", proxy.host());
+    let (_, _, sent) = push(&test, &name, &target).await;
+    assert_eq!((sent, proxy.cuts()), (3, 1));
+    let fresh = TestStore::new();
+    same(&fresh.pull(&target).await.unwrap(), &test.store.find(&name).unwrap().unwrap());
+}
+
+/// Passes connections on to a registry and cuts the first that has sent so many bytes.
+struct CuttingProxy {
+    address: std::net::SocketAddr,
+    cuts: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl CuttingProxy {
+    fn start(to: &str, after: usize) -> Self {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let cuts = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (to, counter) = (to.to_owned(), cuts.clone());
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, std::net::TcpStream::connect(&to)) else { continue };
+                let (mut back, mut answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut answers, &mut back);
+                    let _ = back.shutdown(std::net::Shutdown::Both);
+                });
+                let counter = counter.clone();
+                std::thread::spawn(move || pass_on(client, server, after, &counter));
+            }
+        });
+        Self { address, cuts }
+    }
+
+    fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn cuts(&self) -> usize {
+        self.cuts.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+fn pass_on(
+    mut client: std::net::TcpStream,
+    mut server: std::net::TcpStream,
+    after: usize,
+    cuts: &std::sync::atomic::AtomicUsize,
+) {
+    use std::io::{Read, Write};
+    let (mut sent, mut buffer) = (0, vec![0; 64 << 10]);
+    while let Ok(length @ 1..) = client.read(&mut buffer) {
+        sent += length;
+        if sent > after && cuts.fetch_max(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+            let _ = client.shutdown(std::net::Shutdown::Both);
+            let _ = server.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+        if server.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
 }

@@ -21,7 +21,7 @@ use super::rmp::remove_pod;
 use super::session::{self, Ended, Wanted};
 use super::stop::stop;
 use super::stopp::stop_pod;
-use crate::api::hull::InfoRequest;
+use crate::api::hull::{InfoRequest, RUN_LABEL};
 use crate::api::runtime::{
     ContainerStatus, CreateContainerRequest, PodSandbox, PodSandboxConfig, RunPodSandboxRequest,
     StartContainerRequest,
@@ -29,8 +29,6 @@ use crate::api::runtime::{
 use crate::config::value;
 use values::{Port, Volume};
 
-/// Label of pods made here.
-const LABEL: &str = "io.hull.run";
 /// Time to end by itself that a container has after SIGINT or SIGTERM; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
 /// Where logs are kept by a daemon that does not say where its directory is.
@@ -379,7 +377,7 @@ pub(super) fn uid_of(pod: &PodSandbox) -> Option<&str> {
     let uid = pod.metadata.as_ref().map(|metadata| metadata.uid.as_str())?;
     // It becomes a part of a path, and anybody can make a pod with that label.
     let harmless = uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (pod.labels.contains_key(LABEL) && harmless).then_some(uid)
+    (pod.labels.contains_key(RUN_LABEL) && harmless).then_some(uid)
 }
 
 /// Where the logs of one pod are: below the daemon's root, whichever daemon it is.

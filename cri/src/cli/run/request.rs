@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::values::User;
-use super::{LABEL, Run, Scope};
+use super::{Run, Scope};
+use crate::api::hull::RUN_LABEL;
 use crate::api::runtime::security_profile::ProfileType;
 use crate::api::runtime::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
@@ -80,7 +81,7 @@ impl Run {
     /// The labels that Kubernetes tools look for, and our own.
     fn labels(&self, name: &str, uid: &str) -> BTreeMap<String, String> {
         [
-            (LABEL, "true"),
+            (RUN_LABEL, "true"),
             ("io.kubernetes.pod.name", name),
             ("io.kubernetes.pod.namespace", NAMESPACE),
             ("io.kubernetes.pod.uid", uid),

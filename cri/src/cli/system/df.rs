@@ -25,7 +25,7 @@ pub(super) struct Df {
 impl Df {
     pub(super) async fn run(self, client: &mut Client, format: Format) -> Result<(), CliError> {
         let patience = client.patience();
-        let usage = client.hull.disk_usage(DiskUsageRequest {});
+        let usage = client.hull.disk_usage(DiskUsageRequest { count: true });
         let usage = answer("look at the disk", patience, usage).await?;
         let list = client.image.list_images(ListImagesRequest::default());
         let images = answer("list images", patience, list).await?.images;

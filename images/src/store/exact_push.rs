@@ -1,0 +1,166 @@
+//! Pushes with the manifest that an image came with. Layers are not kept as they were compressed, so what the target lacks
+//! of them is passed on from where the image came from, without touching the disk.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::digest::Hasher;
+use crate::layer::{Compression, LayerId};
+use crate::reference::Reference;
+use crate::registry::{Descriptor, Registry, RegistryError};
+
+use super::push::{
+    CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, PushProgress, Pushed, blocking, is_cut,
+};
+
+/// Registries that are asked for a layer, one after the other.
+const MAX_ORIGINS: usize = 8;
+
+impl Push<'_> {
+    pub(super) async fn exactly(
+        &self,
+        known: &[Known],
+        options: &PushOptions,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<Pushed, PushError> {
+        let known = known.last().ok_or_else(|| {
+            self.not_exact("it came without a manifest, from a container or a docker archive".to_owned())
+        })?;
+        let mut origins = None;
+        for (descriptor, layer) in known.manifest.layers.iter().zip(&self.image.config.diff_ids) {
+            if self.has(descriptor).await.map_err(|source| self.failed(source))? {
+                progress(PushProgress::Exists(layer.clone()));
+                continue;
+            }
+            if Compression::from_media_type(&descriptor.media_type).is_ok_and(|one| one == Compression::None)
+            {
+                self.send_archive(layer, false, progress).await?;
+            } else {
+                let origins = match &mut origins {
+                    Some(origins) => origins,
+                    unknown => unknown.insert(self.origins(options).await?),
+                };
+                self.pass_on(origins, descriptor, layer, progress).await?;
+            }
+            progress(PushProgress::Done(layer.clone()));
+        }
+        self.config().await?;
+        self.finish_with(known).await
+    }
+
+    /// The registries that the image came from, the target left out: it has been asked already.
+    async fn origins(&self, options: &PushOptions) -> Result<Vec<Registry>, PushError> {
+        let mut origins = Vec::new();
+        let names = self.image.repo_digests.iter().filter_map(|name| name.parse::<Reference>().ok());
+        let names: Vec<Reference> = names.take(MAX_ORIGINS).collect();
+        let one_registry = names.windows(2).all(|pair| pair[0].domain() == pair[1].domain());
+        for reference in names {
+            if reference.domain() == self.target.domain() && reference.path() == self.target.path() {
+                continue;
+            }
+            let same_registry = reference.domain() == self.target.domain();
+            // A secret goes to the registry that it was meant for: the one that the image was named with.
+            let meant = one_registry || self.named_registry.as_deref() == Some(reference.domain());
+            let credentials = match &options.source_credentials {
+                Some(given) if meant => Some(given.clone()),
+                _ if same_registry => options.credentials.clone(),
+                _ => None,
+            };
+            let config = self.store.config.clone();
+            let opened = blocking(move || {
+                let credentials = credentials.filter(|credentials| !credentials.is_empty());
+                let hosts = &config.hosts_dir;
+                Registry::new(&reference, credentials.as_ref(), hosts, config.progress_timeout)
+            });
+            origins.push(opened.await.map_err(|source| self.failed(source))?);
+        }
+        match origins.is_empty() {
+            true => Err(self.not_exact(
+                "layers are not kept as they were compressed, and it is not known where they could be had again"
+                    .to_owned(),
+            )),
+            false => Ok(origins),
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        origins: &[Registry],
+        descriptor: &Descriptor,
+        layer: &LayerId,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<(), PushError> {
+        let mut reasons = Vec::new();
+        for origin in origins {
+            let mut attempt = 1;
+            loop {
+                match self.pass_on_from(origin, descriptor, layer, progress).await {
+                    Ok(()) => return Ok(()),
+                    Err(Side::Target(error)) if attempt < MAX_ATTEMPTS && is_cut(&error) => attempt += 1,
+                    Err(Side::Target(error)) => return Err(self.failed(error)),
+                    Err(Side::Origin(error)) => {
+                        reasons.push(error.to_string());
+                        break;
+                    }
+                }
+            }
+        }
+        Err(self.not_exact(format!(
+            "layer {}, which is not kept as it was compressed, cannot be had again: {}",
+            descriptor.digest,
+            reasons.join("; ")
+        )))
+    }
+
+    async fn pass_on_from(
+        &self,
+        origin: &Registry,
+        descriptor: &Descriptor,
+        layer: &LayerId,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<(), Side> {
+        let mut blob = origin.blob(descriptor);
+        let mut hasher = Hasher::new(descriptor.digest.algorithm());
+        let mut upload = self.registry.begin_blob().await.map_err(Side::Target)?;
+        let (mut gathered, mut size) = (BytesMut::with_capacity(CHUNK), 0);
+        loop {
+            let piece = blob.chunk().await.map_err(Side::Origin)?;
+            let is_last = piece.is_none();
+            let piece = piece.unwrap_or_default();
+            hasher.update(&piece);
+            size += piece.len() as u64;
+            gathered.extend_from_slice(&piece);
+            if size > descriptor.size {
+                return Err(Side::Origin(wrong(descriptor)));
+            }
+            if gathered.len() >= CHUNK || is_last && !gathered.is_empty() {
+                let chunk: Bytes = std::mem::replace(&mut gathered, BytesMut::with_capacity(CHUNK)).freeze();
+                upload.chunk(chunk).await.map_err(Side::Target)?;
+                progress(PushProgress::Sent(layer.clone(), size));
+            }
+            if is_last {
+                break;
+            }
+        }
+        if size != descriptor.size || hasher.finish() != descriptor.digest {
+            return Err(Side::Origin(wrong(descriptor)));
+        }
+        upload.finish(&descriptor.digest).await.map_err(Side::Target)
+    }
+
+    fn not_exact(&self, reason: String) -> PushError {
+        PushError::NotExact { image: self.target.to_string(), reason }
+    }
+}
+
+/// Whose fault it is.
+enum Side {
+    Origin(RegistryError),
+    Target(RegistryError),
+}
+
+fn wrong(descriptor: &Descriptor) -> RegistryError {
+    RegistryError::Protocol {
+        host: String::new(),
+        reason: format!("what came for {} is something else", descriptor.digest),
+    }
+}
