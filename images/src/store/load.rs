@@ -4,13 +4,14 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::image::{ConfigError, Image, ImageConfig, MAX_CONFIG, MAX_LAYERS};
-use crate::layer::{BlobExpectation, Compression, LayerError, MAGIC_LEN};
+use crate::layer::{BlobExpectation, Compression, LayerError, LayerId, MAGIC_LEN};
 use crate::reference::Reference;
 use crate::registry::{
     Descriptor, Document, MAX_INDEX_DEPTH, MAX_MANIFEST, Manifest, Platform, RegistryError, candidates,
@@ -22,6 +23,7 @@ use super::error::StoreError;
 use super::spool::{Range, Spool};
 use super::staged::{StageError, Staged};
 
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Most images of one file.
 const MAX_IMAGES: usize = 1000;
 /// Largest index.json or manifest.json.
@@ -129,22 +131,14 @@ impl ImageStore {
             return Err(wrong(format!("its manifest has {layers} layers, its configuration {diff_ids}")));
         }
         let hold = self.hold(&config.diff_ids);
-        let mut staged: Vec<Arc<Staged>> = Vec::new();
+        let mut missing: Vec<(&Source, &LayerId)> = Vec::new();
         for (source, diff_id) in found.layers.iter().zip(&config.diff_ids) {
             let here = self.read().layers.contains_key(diff_id);
-            if here || staged.iter().any(|staged| staged.layer == *diff_id) {
-                continue;
+            if !here && missing.iter().all(|(_, other)| *other != diff_id) {
+                missing.push((source, diff_id));
             }
-            let expectation = expectation(spool, source, diff_id).map_err(LoadError::Read)?;
-            let layer = self.stage(spool.reader(source.range), &expectation);
-            staged.push(layer.map_err(|error| match error {
-                StageError::Content(source) => {
-                    let (image, layer) = (image.clone(), diff_id.to_string());
-                    LoadError::Layer { image, layer, source: Box::new(source) }
-                }
-                StageError::Store(source) => LoadError::Store { image: image.clone(), source },
-            })?);
         }
+        let staged = self.stage_all(spool, &image, &missing)?;
         let arrival =
             Arrival { id: found.id, config, documents: found.documents, names: found.names, staged };
         let committed = self.commit(&arrival);
@@ -153,8 +147,65 @@ impl ImageStore {
     }
 }
 
+impl ImageStore {
+    /// Converts layers, some at a time: one waits for the disk while another is hashed. The first failure ends it.
+    fn stage_all(
+        &self,
+        spool: &Spool,
+        image: &str,
+        layers: &[(&Source, &LayerId)],
+    ) -> Result<Vec<Arc<Staged>>, LoadError> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut staged = Vec::new();
+            while let Some((source, diff_id)) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.stage_one(spool, image, source, diff_id) {
+                    Ok(layer) => staged.push(layer),
+                    Err(error) => {
+                        next.store(layers.len(), Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(staged)
+        };
+        let workers = self.config.max_parallel_layers.clamp(1, layers.len().max(1));
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..workers)
+                .map_while(|_| std::thread::Builder::new().name("load".into()).spawn_scoped(scope, work).ok())
+                .collect();
+            let mut results = vec![work()];
+            results.extend(
+                others
+                    .into_iter()
+                    .map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+            );
+            let staged: Result<Vec<Vec<_>>, _> = results.into_iter().collect();
+            staged.map(|staged| staged.into_iter().flatten().collect())
+        })
+    }
+
+    fn stage_one(
+        &self,
+        spool: &Spool,
+        image: &str,
+        source: &Source,
+        diff_id: &LayerId,
+    ) -> Result<Arc<Staged>, LoadError> {
+        let expectation = expectation(spool, source, diff_id).map_err(LoadError::Read)?;
+        let layer = self.stage(spool.reader(source.range), &expectation);
+        layer.map_err(|error| match error {
+            StageError::Content(source) => {
+                let (image, layer) = (image.to_owned(), diff_id.to_string());
+                LoadError::Layer { image, layer, source: Box::new(source) }
+            }
+            StageError::Store(source) => LoadError::Store { image: image.to_owned(), source },
+        })
+    }
+}
+
 /// What the layer's blob must be. Where nothing says so, it is what it is, and must give the right archive.
-fn expectation(spool: &Spool, source: &Source, diff_id: &crate::LayerId) -> io::Result<BlobExpectation> {
+fn expectation(spool: &Spool, source: &Source, diff_id: &LayerId) -> io::Result<BlobExpectation> {
     if let Some(descriptor) = &source.descriptor {
         return Ok(BlobExpectation {
             digest: descriptor.digest.clone(),
@@ -165,6 +216,19 @@ fn expectation(spool: &Spool, source: &Source, diff_id: &crate::LayerId) -> io::
     }
     let mut magic = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(spool.reader(source.range), MAGIC_LEN as u64), &mut magic)?;
+    let compression = Compression::from_magic(&magic);
+    if compression == Compression::None
+        && let Ok(digest) = diff_id.as_str().parse()
+    {
+        // It is the archive itself: nothing to be hashed beforehand.
+        let media_type = LAYER.to_owned();
+        return Ok(BlobExpectation {
+            digest,
+            size: source.range.length,
+            diff_id: diff_id.clone(),
+            media_type,
+        });
+    }
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut reader = spool.reader(source.range);
     let mut buffer = vec![0; 256 << 10];
@@ -174,7 +238,7 @@ fn expectation(spool: &Spool, source: &Source, diff_id: &crate::LayerId) -> io::
             length => hasher.update(&buffer[..length]),
         }
     }
-    let suffix = match Compression::from_magic(&magic) {
+    let suffix = match compression {
         Compression::None => "",
         Compression::Gzip => "+gzip",
         Compression::Zstd => "+zstd",
@@ -183,7 +247,7 @@ fn expectation(spool: &Spool, source: &Source, diff_id: &crate::LayerId) -> io::
         digest: hasher.finish(),
         size: source.range.length,
         diff_id: diff_id.clone(),
-        media_type: format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+        media_type: format!("{LAYER}{suffix}"),
     })
 }
 
