@@ -76,9 +76,11 @@ impl Packer {
         match self {
             Self::GnuTar => gnu_tar(random, source, archive),
             Self::Python => {
+                // Whole seconds: of a nanosecond it makes "1e-09", which POSIX has no such times for.
                 let script = "import sys, tarfile\n\
+                              def whole(entry):\n    entry.mtime = int(entry.mtime)\n    return entry\n\
                               with tarfile.open(sys.argv[2], 'w', format=int(sys.argv[3])) as archive:\n    \
-                              archive.add(sys.argv[1], arcname='.')";
+                              archive.add(sys.argv[1], arcname='.', filter=whole)";
                 // GNU_FORMAT and PAX_FORMAT.
                 let format = ["1", "2"][random.below(2)];
                 let mut python = Command::new("python3");
