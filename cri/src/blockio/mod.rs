@@ -85,7 +85,7 @@ pub(crate) fn limits(
         return Err(ClassError::NeedsV2(class.to_owned()));
     }
     let weights = devices::weight_file();
-    file::to_cgroup(&rules, weights, |pattern| devices::matching(pattern)).map_err(failed)
+    file::to_cgroup(&rules, weights, devices::matching).map_err(failed)
 }
 
 /// The class that is named first: by the container, by its pod for it, by its pod for all. An empty name is none.

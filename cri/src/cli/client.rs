@@ -65,7 +65,7 @@ impl Client {
         let patience = self.patience();
         let info =
             answer("ask for the certificate of streams", patience, self.hull.info(InfoRequest {})).await?;
-        Ok(Place { url, certificate: info.streaming_certificate.into() })
+        Ok(Place { url, certificate: info.streaming_certificate })
     }
 
     /// How long one call may take.

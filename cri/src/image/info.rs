@@ -49,7 +49,7 @@ impl Runtime {
                 .count() as u64,
             resident_bytes: resident_bytes(),
             handler_problems: self.handler_problems(),
-            streaming_certificate: self.streaming_certificate().await.into(),
+            streaming_certificate: self.streaming_certificate().await,
         })
     }
 }
