@@ -7,6 +7,8 @@ mod check;
 mod connections;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
+/// Disks that fail.
+mod faults;
 /// Images out of files and into files.
 mod files;
 /// What stands in indexes and manifests beside images.
