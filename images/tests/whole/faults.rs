@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use hull_images::store::PullErrorKind;
 use hull_images::{ImageStore, StoreConfig};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
@@ -17,7 +18,7 @@ const TAGS: [&str; 3] = ["one", "two", "three"];
 async fn three_images() -> Server {
     let image =
         |seed| TestImage::new(vec![Layer::noise("base", 300_000, 1), Layer::noise("own", 400_000, seed)]);
-    let images = [image(2), image(3), image(4)];
+    let images = [image(3), image(5), image(7)];
     let names = TAGS.map(|tag| format!("app:{tag}"));
     let served: Vec<_> = names.iter().map(String::as_str).zip(&images).collect();
     Server::start(&served, |_| None).await
@@ -38,7 +39,15 @@ fn assert_whole(store: &Arc<ImageStore>, root: &Path) {
     assert_eq!(report.problems, []);
     let layers = store.list().unwrap().into_iter().flat_map(|image| image.layers);
     let known: BTreeSet<String> = layers.map(|layer| format!("{}.erofs", layer.hex())).collect();
-    assert_eq!(files(&root.join("layers")), known.into_iter().collect::<Vec<_>>());
+    let known: Vec<String> = known.into_iter().collect();
+    // The other layers of a pull that failed are given up in the background.
+    for _ in 0..250 {
+        if files(&root.join("layers")) == known {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(files(&root.join("layers")), known);
 }
 
 /// What a pull that failed had open is closed in the background.
@@ -54,6 +63,54 @@ fn unmount_soon(directory: &Path) {
 
 fn names(store: &Arc<ImageStore>) -> BTreeSet<String> {
     store.list().unwrap().into_iter().flat_map(|image| image.repo_tags).collect()
+}
+
+/// A disk that is full after any number of bytes: whatever the store is writing then.
+#[test]
+fn a_disk_that_is_full_after_any_number_of_bytes_leaves_the_store_whole() {
+    in_own_mounts(|| async {
+        let server = three_images().await;
+        let name = |tag: &str| reference(&format!("{}/app:{tag}", server.host()));
+        let disk = tempfile::tempdir().unwrap();
+        let directory = disk.path();
+        // Without the reserve, which an index of its own takes first, everything is some 4 MiB.
+        let mut opened = 0;
+        for room in (1..28).map(|step| 1_600_000 + step * 150_000) {
+            let size = std::ffi::CString::new(format!("size={room}")).unwrap();
+            mount("none", directory, "tmpfs", MountFlags::empty(), Some(size.as_c_str())).unwrap();
+            let Ok(store) = ImageStore::open(config(directory)) else {
+                unmount(directory, UnmountFlags::DETACH).unwrap();
+                continue;
+            };
+            opened += 1;
+            let mut there = BTreeSet::new();
+            for tag in TAGS {
+                match store.pull(&name(tag), None, None).await {
+                    Ok(_) => drop(there.insert(name(tag).to_string())),
+                    Err(error) => assert_eq!(error.kind(), PullErrorKind::OutOfSpace, "{room}: {error}"),
+                }
+                assert_whole(&store, &directory.join("root"));
+                assert_eq!(names(&store), there, "with room for {room} bytes");
+            }
+            // Removal works when nothing else does.
+            if there.remove(&name("one").to_string()) {
+                store.remove(&name("one").to_string()).unwrap();
+                assert_eq!(names(&store), there, "after the removal, with room for {room} bytes");
+                assert_whole(&store, &directory.join("root"));
+            }
+            drop(store);
+            mount_remount(directory, MountFlags::empty(), c"size=64m").unwrap();
+            let store = ImageStore::open(config(directory)).unwrap();
+            assert_eq!(names(&store), there, "with room for {room} bytes");
+            for tag in TAGS {
+                store.pull(&name(tag), None, None).await.unwrap();
+            }
+            assert_whole(&store, &directory.join("root"));
+            drop(store);
+            unmount(directory, UnmountFlags::DETACH).unwrap();
+        }
+        assert!(opened > 10, "only {opened} disks had room for an index");
+    });
 }
 
 /// A disk that fails: an ext4 on a loop device on a file that cannot grow any more, so that blocks that the filesystem

@@ -7,7 +7,7 @@ mod check;
 mod connections;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
-/// Disks that fail.
+/// Disks that are full, and disks that fail.
 mod faults;
 /// Images out of files and into files.
 mod files;
