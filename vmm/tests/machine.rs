@@ -232,7 +232,7 @@ fn a_guest_finds_every_device_and_its_machine_does_as_it_is_told() {
     let next = before.lines().filter(|line| line.starts_with("test: count")).count() + 3;
     vmm.wait_for(&format!("test: count {next}"));
     let Outcome::Metrics(metrics) = vmm.call(Call::Metrics(GetMetrics {})) else { panic!("no metrics") };
-    assert!(metrics.values["images_reads"] > 0, "the kernel looks for partitions: {metrics:?}");
+    assert!(metrics.values["images_reads"] > 0, "the first process reads every disk: {metrics:?}");
 
     assert!(matches!(vmm.call(Call::Stop(Stop {})), Outcome::Done(_)));
     assert!(private < 4 << 20, "{private}");
