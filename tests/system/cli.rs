@@ -226,7 +226,6 @@ async fn a_service_is_started_watched_and_stopped() {
     // What has ended says so
     assert!(hull.ok(&["ps", "-a"]).contains("exited (3)"));
     assert!(hull.fails(125, &["exec", "web", "true"]).contains("`hull logs web`"));
-    assert!(hull.fails(125, &["start", "web"]).contains("`hull run`"));
     let inspected = hull.json(&["inspect", "web"]);
     assert_eq!(
         (inspected["status"]["id"].as_str(), inspected["status"]["exitCode"].as_i64()),
