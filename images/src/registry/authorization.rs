@@ -42,7 +42,7 @@ pub(super) async fn answer(
         challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }))
     {
         // A challenge knows of the one request; a push needs the rights of all that follow.
-        let scope = if asked.is_empty() || scope.contains("push") { scope } else { asked };
+        let scope = if asked.is_empty() || is_for_push(scope) { scope } else { asked };
         let realm = realm_url(realm, secure).map_err(|reason| unauthorized(&reason))?;
         tracing::debug!(host, %realm, service, scope, error, "asking for a token");
         let token = fetch_token(client, host, realm, service, scope, credentials).await?;
@@ -56,6 +56,12 @@ pub(super) async fn answer(
             .ok_or_else(|| unauthorized("the credentials are too long"));
     }
     Err(unauthorized("it names no way to authenticate that is known here (Basic or Bearer)"))
+}
+
+/// Whether one of the scopes has the action `push`; a repository may well be called so (`prom/pushgateway`).
+pub(super) fn is_for_push(scopes: &str) -> bool {
+    let actions = scopes.split_ascii_whitespace().filter_map(|scope| scope.rsplit(':').next());
+    actions.flat_map(|actions| actions.split(',')).any(|action| action == "push")
 }
 
 /// The header for a token that the client brought along.
@@ -172,6 +178,17 @@ mod tests {
         assert!(realm_url("http://127.0.0.1/token", false).is_ok());
         assert!(realm_url("https://auth.example/token", true).is_ok());
         assert!(realm_url("file:///etc/passwd", false).is_err());
+    }
+
+    #[test]
+    fn only_an_action_makes_a_scope_one_of_a_push() {
+        assert!(is_for_push("repository:a/b:pull,push repository:c:pull"));
+        assert!(is_for_push("repository:a/b:push"));
+        for scopes in
+            ["", "repository:prom/pushgateway:pull", "repository:push:pull", "repository:a:pull,pushed"]
+        {
+            assert!(!is_for_push(scopes), "{scopes}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ const MAX_CONNECT_ATTEMPTS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// Longest wait, also when the host asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Bytes a second that content is sent with at the least; a line that is slower is given up.
+const MIN_UPLOAD_RATE: u64 = 16 << 10;
 /// Most redirects of one request.
 const MAX_REDIRECTS: usize = 10;
 /// How long connecting may take where nothing is configured.
@@ -52,6 +54,8 @@ pub(super) struct Host {
     scope: String,
     /// The registry that a mirror is asked about (`ns`, containerd docs/hosts.md, "Registry Mirrors").
     namespace: Option<String>,
+    /// Requests carry content, so that it may take long until an answer begins.
+    uploads: bool,
     /// The header that worked last.
     authorization: Mutex<Option<HeaderValue>>,
     /// Only one request at a time asks for a token.
@@ -113,7 +117,10 @@ impl Host {
         scope: String,
     ) -> Result<Self, RegistryError> {
         let name = authority(&config.base);
-        let client = client(&config, &name, progress_timeout)?;
+        let uploads = authorization::is_for_push(&scope);
+        // The client counts the time in which a request is sent as silence.
+        let silence = Some(progress_timeout).filter(|timeout| !uploads && !timeout.is_zero());
+        let client = client(&config, &name, silence)?;
         let mut headers = HeaderMap::new();
         for (key, value) in &config.headers {
             let key = HeaderName::from_bytes(key.as_bytes());
@@ -142,6 +149,7 @@ impl Host {
             credentials: credentials.cloned(),
             scope,
             namespace: is_mirror.then(|| domain.to_owned()),
+            uploads,
             authorization: Mutex::new(authorization),
             authenticating: AsyncMutex::new(()),
             away: AtomicBool::new(false),
@@ -198,7 +206,8 @@ impl Host {
     async fn authenticated(&self, ask: &Ask<'_>) -> Result<Response, Failure> {
         let used = self.current_authorization();
         let response = self.redirected(ask, used.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        // Whoever a redirect led to has not been sent what authenticates, and does not say where secrets are to go.
+        if response.status() != StatusCode::UNAUTHORIZED || !same_origin(response.url(), &self.config.base) {
             return self.judge(ask, response).await;
         }
         let challenges: Vec<_> = response
@@ -253,6 +262,13 @@ impl Host {
         Failure { error, attempts, wait: None }
     }
 
+    /// How long a request of a push may take with its answer, which is short. None: as long as something comes.
+    fn patience(&self, bytes: usize) -> Option<Duration> {
+        let sending = Duration::from_secs(bytes as u64 / MIN_UPLOAD_RATE);
+        (self.uploads && !self.progress_timeout.is_zero())
+            .then(|| self.progress_timeout.saturating_add(sending))
+    }
+
     /// Sends the request and follows redirects. What authenticates goes to the host itself only, never to another one.
     async fn redirected(
         &self,
@@ -276,6 +292,9 @@ impl Host {
                 request = request.header(ACCEPT, accept);
             }
             request = request.header(ACCEPT_ENCODING, "identity");
+            if let Some(patience) = self.patience(upload.map_or(0, |upload| upload.bytes.len())) {
+                request = request.timeout(patience);
+            }
             if let Some((start, end)) = ask.range {
                 let last = end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
                 request = request.header(RANGE, format!("bytes={start}-{last}"));
@@ -423,7 +442,7 @@ fn authority(url: &Url) -> String {
 fn client(
     config: &HostConfig,
     name: &str,
-    progress_timeout: Duration,
+    silence: Option<Duration>,
 ) -> Result<reqwest::Client, RegistryError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
@@ -432,8 +451,8 @@ fn client(
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW)
         .danger_accept_invalid_certs(config.skip_verify);
-    if !progress_timeout.is_zero() {
-        builder = builder.read_timeout(progress_timeout);
+    if let Some(silence) = silence {
+        builder = builder.read_timeout(silence);
     }
     if is_loopback(name) {
         builder = builder.no_proxy();

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use crate::digest::Hasher;
 use crate::layer::{Compression, LayerId};
 use crate::reference::Reference;
-use crate::registry::{Descriptor, Registry, RegistryError};
+use crate::registry::{Blob, Descriptor, Registry, RegistryError};
 
 use super::push::{
     CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, PushProgress, Pushed, blocking, is_cut,
@@ -91,16 +91,28 @@ impl Push<'_> {
     ) -> Result<(), PushError> {
         let mut reasons = Vec::new();
         for origin in origins {
-            let mut attempt = 1;
+            let (mut attempt, mut blob) = (1, origin.blob(descriptor));
             loop {
-                match self.pass_on_from(origin, descriptor, layer, progress).await {
+                let other = match self.pass_on_from(&mut blob, descriptor, layer, progress).await {
                     Ok(()) => return Ok(()),
-                    Err(Side::Target(error)) if attempt < MAX_ATTEMPTS && is_cut(&error) => attempt += 1,
+                    Err(Side::Target(error)) if attempt < MAX_ATTEMPTS && is_cut(&error) => {
+                        attempt += 1;
+                        Some(origin.blob(descriptor))
+                    }
                     Err(Side::Target(error)) => return Err(self.failed(error)),
                     Err(Side::Origin(error)) => {
                         reasons.push(error.to_string());
-                        break;
+                        None
                     }
+                    // One of its mirrors may be damaged, and the next one not.
+                    Err(Side::Wrong) => {
+                        reasons.push(format!("what came for {} is something else", descriptor.digest));
+                        blob.elsewhere()
+                    }
+                };
+                match other {
+                    Some(other) => blob = other,
+                    None => break,
                 }
             }
         }
@@ -113,25 +125,24 @@ impl Push<'_> {
 
     async fn pass_on_from(
         &self,
-        origin: &Registry,
+        blob: &mut Blob,
         descriptor: &Descriptor,
         layer: &LayerId,
         progress: &mut impl FnMut(PushProgress),
     ) -> Result<(), Side> {
-        let mut blob = origin.blob(descriptor);
         let mut hasher = Hasher::new(descriptor.digest.algorithm());
         let mut upload = self.registry.begin_blob().await.map_err(Side::Target)?;
         let (mut gathered, mut size) = (BytesMut::with_capacity(CHUNK), 0);
         loop {
-            let piece = blob.chunk().await.map_err(Side::Origin)?;
+            let piece = blob.chunk().await.map_err(|error| match error {
+                RegistryError::TooLarge { .. } => Side::Wrong,
+                error => Side::Origin(error),
+            })?;
             let is_last = piece.is_none();
             let piece = piece.unwrap_or_default();
             hasher.update(&piece);
             size += piece.len() as u64;
             gathered.extend_from_slice(&piece);
-            if size > descriptor.size {
-                return Err(Side::Origin(wrong(descriptor)));
-            }
             if gathered.len() >= CHUNK || is_last && !gathered.is_empty() {
                 let chunk: Bytes = std::mem::replace(&mut gathered, BytesMut::with_capacity(CHUNK)).freeze();
                 upload.chunk(chunk).await.map_err(Side::Target)?;
@@ -142,7 +153,7 @@ impl Push<'_> {
             }
         }
         if size != descriptor.size || hasher.finish() != descriptor.digest {
-            return Err(Side::Origin(wrong(descriptor)));
+            return Err(Side::Wrong);
         }
         upload.finish(&descriptor.digest).await.map_err(Side::Target)
     }
@@ -154,13 +165,9 @@ impl Push<'_> {
 
 /// Whose fault it is.
 enum Side {
+    /// It does not come.
     Origin(RegistryError),
+    /// What came is not what the digest promises.
+    Wrong,
     Target(RegistryError),
-}
-
-fn wrong(descriptor: &Descriptor) -> RegistryError {
-    RegistryError::Protocol {
-        host: String::new(),
-        reason: format!("what came for {} is something else", descriptor.digest),
-    }
 }

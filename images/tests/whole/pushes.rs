@@ -1,9 +1,11 @@
 use std::process::Command;
+use std::time::Duration;
 
 use hull_images::Image;
 use hull_images::store::{PushError, PushOptions, PushProgress};
 
 use crate::docker_registry::DockerRegistry;
+use crate::hosts::write_hosts;
 use crate::image::{Layer, Packing, TestImage, digest};
 use crate::server::{Reply, Server};
 use crate::{TestStore, reference};
@@ -152,6 +154,20 @@ async fn an_exact_push_trusts_no_origin() {
     let exact = PushOptions { exact: true, ..PushOptions::default() };
     let error = test.store.push(&name, &target, exact, |_| {}).await.unwrap_err();
     assert!(error.to_string().contains("something else"), "{error}");
+    assert!(TestStore::new().pull(&target.to_string()).await.is_err());
+
+    // A mirror of the origin that has it right, asked after the one that lies
+    let right = Server::start(&[("team/app:v1", &original)], |_| None).await;
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{0}\"]\n[host.\"http://{}\"]\n",
+        from.host(),
+        right.host()
+    );
+    write_hosts(&test, &from.host(), &text);
+    let exact = PushOptions { exact: true, ..PushOptions::default() };
+    let pushed = test.store.push(&name, &target, exact, |_| {}).await.unwrap();
+    assert_eq!(pushed.digest.to_string(), digest(&original.manifest));
+    assert_eq!(right.count("GET", "/blobs/"), 1, "only what the other had wrong");
 }
 
 /// Registries do not agree on how to go on in the middle of a chunk, so the layer is sent anew.
@@ -163,7 +179,7 @@ async fn an_upload_that_is_cut_off_is_made_again() {
     let test = TestStore::new();
     test.pull(&name).await.unwrap();
     let to = DockerRegistry::start();
-    let proxy = CuttingProxy::start(&to.host(), 9 << 20);
+    let proxy = CuttingProxy::start(&to.host(), 9 << 20, Duration::ZERO);
     let target = format!("{}/elsewhere:1", proxy.host());
     let (_, _, sent) = push(&test, &name, &target).await;
     assert_eq!((sent, proxy.cuts()), (3, 1));
@@ -171,14 +187,33 @@ async fn an_upload_that_is_cut_off_is_made_again() {
     same(&fresh.pull(&target).await.unwrap(), &test.store.find(&name).unwrap().unwrap());
 }
 
-/// Passes connections on to a registry and cuts the first that has sent so many bytes.
+/// A slow line is not a registry that says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_may_take_longer_than_a_registry_may_be_silent() {
+    let original = TestImage::new(vec![Layer::noise("noise", 9 << 20, 9)]);
+    let from = Server::start(&[("team/app:v1", &original)], |_| None).await;
+    let name = format!("{}/team/app:v1", from.host());
+    let test = TestStore::new();
+    test.pull(&name).await.unwrap();
+    let to = DockerRegistry::start();
+    // A chunk of 8 MiB takes twice the progress timeout.
+    let proxy = CuttingProxy::start(&to.host(), usize::MAX, Duration::from_millis(11));
+    let target = format!("{}/elsewhere:1", proxy.host());
+    let (_, _, sent) = push(&test, &name, &target).await;
+    assert_eq!(sent, 1);
+    let fresh = TestStore::new();
+    let again = fresh.pull(&format!("{}/elsewhere:1", to.host())).await.unwrap();
+    same(&again, &test.store.find(&name).unwrap().unwrap());
+}
+
+/// Passes connections on to a registry, with a pause after every 64 KiB, and cuts the first that has sent so many bytes.
 struct CuttingProxy {
     address: std::net::SocketAddr,
     cuts: std::sync::Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl CuttingProxy {
-    fn start(to: &str, after: usize) -> Self {
+    fn start(to: &str, after: usize, pause: Duration) -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let cuts = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -193,7 +228,7 @@ impl CuttingProxy {
                     let _ = back.shutdown(std::net::Shutdown::Both);
                 });
                 let counter = counter.clone();
-                std::thread::spawn(move || pass_on(client, server, after, &counter));
+                std::thread::spawn(move || pass_on(client, server, after, pause, &counter));
             }
         });
         Self { address, cuts }
@@ -212,6 +247,7 @@ fn pass_on(
     mut client: std::net::TcpStream,
     mut server: std::net::TcpStream,
     after: usize,
+    pause: Duration,
     cuts: &std::sync::atomic::AtomicUsize,
 ) {
     use std::io::{Read, Write};
@@ -226,5 +262,7 @@ fn pass_on(
         if server.write_all(&buffer[..length]).is_err() {
             return;
         }
+        // Pieces may be small; the pause is for 64 KiB.
+        std::thread::sleep(pause.mul_f64(length as f64 / buffer.len() as f64));
     }
 }

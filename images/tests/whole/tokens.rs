@@ -51,6 +51,56 @@ async fn a_token_that_expires_during_a_long_pull_is_renewed() {
     assert!((3..=6).contains(&tokens), "{tokens} tokens for 14 requests");
 }
 
+/// containerd CVE-2020-15157: whoever stores blobs for a registry asks for the registry's secrets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_a_redirect_leads_to_says_nothing_of_where_secrets_go() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    for asks in ["Bearer realm=\"http://HOST/token\",service=\"x\"", "Basic realm=\"x\""] {
+        let elsewhere = Server::start(&[], move |request| {
+            let challenge = asks.replace("HOST", request.header("host"));
+            Some(Reply::new(401, "").header("WWW-Authenticate", &challenge))
+        })
+        .await;
+        let place = format!("http://{}/stored", elsewhere.host());
+        let server = Server::start(&[("app:1", &image)], move |request| {
+            request.target.contains("/blobs/").then(|| Reply::redirect(307, &place))
+        })
+        .await;
+        let name = reference(&format!("{}/app:1", server.host()));
+        let error = TestStore::new().store.pull(&name, login(), None).await.unwrap_err();
+        assert_eq!(error.kind(), PullErrorKind::Unauthorized);
+        let seen = elsewhere.requests();
+        assert!(!seen.is_empty() && seen.iter().all(|request| request.target == "/stored"), "{seen:?}");
+        assert!(seen.iter().all(|request| request.header("authorization").is_empty()), "{seen:?}");
+        let told = server.requests();
+        assert!(
+            told.iter().all(|request| request.header("authorization").is_empty()),
+            "nobody asked: {told:?}"
+        );
+    }
+}
+
+/// A registry that stands for another one names its own scopes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_that_is_called_push_is_pulled_with_the_scope_that_its_registry_names() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    let scope = "repository:proxy/prom/pushgateway:pull";
+    let server = Server::start(&[("prom/pushgateway:1", &image)], move |request| {
+        if request.target.starts_with("/token") {
+            let wanted = scope.replace(':', "%3A").replace('/', "%2F");
+            let is_it = request.target.contains(&wanted);
+            return Some(Reply::ok(json!({"token": if is_it { "right" } else { "wrong" }}).to_string()));
+        }
+        let realm = format!("http://{}/token", request.header("host"));
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"{scope}\"");
+        let is_known = request.header("authorization") == "Bearer right";
+        (!is_known).then(|| Reply::new(401, "").header("WWW-Authenticate", &challenge))
+    })
+    .await;
+    let pulled = TestStore::new().pull(&format!("{}/prom/pushgateway:1", server.host())).await.unwrap();
+    assert_eq!(pulled.id, image.id());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_is_never_content_with_its_own_tokens_is_given_up() {
     let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
