@@ -147,27 +147,58 @@ fn signed(text: &[u8]) -> Option<i128> {
     }
 }
 
-// Seconds with an optional fraction; digits after the ninth are dropped, towards the past for negative times too.
+// Seconds as POSIX has them, a decimal with an optional fraction, or as Python's tarfile writes a small or a large one
+// ("1e-09"): with a power of ten. Digits after the ninth are dropped towards the past, as GNU tar does. Nothing is ever
+// a floating-point number, so that no nanosecond is lost.
 fn timestamp(text: &[u8]) -> Option<Timestamp> {
-    let (negative, digits) = match text.strip_prefix(b"-") {
-        Some(digits) => (true, digits),
-        None => (false, text),
+    let (is_negative, text) = match text {
+        [sign @ (b'-' | b'+'), text @ ..] => (*sign == b'-', text),
+        text => (false, text),
     };
-    let (whole, fraction) = match digits.iter().position(|byte| *byte == b'.') {
-        Some(point) => (&digits[..point], &digits[point + 1..]),
-        None => (digits, &b""[..]),
+    let (mantissa, exponent) = match text.iter().position(|byte| matches!(byte, b'e' | b'E')) {
+        Some(at) => (&text[..at], exponent(&text[at + 1..])?),
+        None => (text, 0),
     };
-    if !fraction.iter().all(u8::is_ascii_digit) {
+    let point = mantissa.iter().position(|byte| *byte == b'.');
+    let (whole, fraction) = match point {
+        Some(point) => (&mantissa[..point], &mantissa[point + 1..]),
+        None => (mantissa, &b""[..]),
+    };
+    let digits = || whole.iter().chain(fraction);
+    if digits().next().is_none() || !digits().all(u8::is_ascii_digit) {
         return None;
     }
-    let whole = i64::try_from(number::decimal(whole)?).ok()?;
-    let nanoseconds =
-        (0..9).fold(0_u32, |sum, place| sum * 10 + fraction.get(place).map_or(0, |d| u32::from(d - b'0')));
-    Some(match (negative, nanoseconds) {
-        (false, _) => Timestamp { seconds: whole, nanoseconds },
-        (true, 0) => Timestamp { seconds: -whole, nanoseconds: 0 },
-        (true, _) => Timestamp { seconds: -whole - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+    let Some(zeros) = digits().position(|digit| *digit != b'0') else { return Some(Timestamp::default()) };
+    let significant: Vec<u64> = digits().skip(zeros).map(|digit| u64::from(digit - b'0')).collect();
+    // How many of them come before the point; below zero, how many zeros come between it and them.
+    let before = i64::try_from(whole.len()).ok()? - i64::try_from(zeros).ok()? + exponent;
+    // Nothing with 20 digits before the point fits.
+    let before = i32::try_from(before.max(-16)).ok().filter(|before| *before < 20)?;
+    let digit = |at: i32| usize::try_from(at).ok().and_then(|at| significant.get(at)).copied().unwrap_or(0);
+    let number =
+        |from, to| (from..to).try_fold(0_u64, |sum: u64, at| sum.checked_mul(10)?.checked_add(digit(at)));
+    let seconds = i64::try_from(number(0, before)?).ok()?;
+    let nanoseconds = u32::try_from(number(before, before + 9)?).ok()?;
+    if !is_negative {
+        return Some(Timestamp { seconds, nanoseconds });
+    }
+    let dropped =
+        usize::try_from(before + 9).map_or(&significant[..], |kept| significant.get(kept..).unwrap_or(&[]));
+    let nanoseconds = nanoseconds + u32::from(dropped.iter().any(|digit| *digit != 0));
+    Some(match nanoseconds {
+        0 => Timestamp { seconds: -seconds, nanoseconds: 0 },
+        _ => Timestamp { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
     })
+}
+
+// Bounded so that sums with it are far from any limit.
+fn exponent(text: &[u8]) -> Option<i64> {
+    let (is_negative, digits) = match text {
+        [sign @ (b'-' | b'+'), digits @ ..] => (*sign == b'-', digits),
+        digits => (false, digits),
+    };
+    let value = i64::try_from(number::decimal(digits)?).ok().filter(|value| *value <= 1 << 40)?;
+    Some(if is_negative { -value } else { value })
 }
 
 // "OFFSET,LENGTH,OFFSET,LENGTH…" of format 0.1.
@@ -217,14 +248,72 @@ mod tests {
     #[test]
     fn times_have_nanoseconds_and_a_sign() {
         let at = |text: &[u8]| timestamp(text).map(|time| (time.seconds, time.nanoseconds));
-        assert_eq!(at(b"1700000000.123456789"), Some((1_700_000_000, 123_456_789)));
-        assert_eq!(at(b"5.5"), Some((5, 500_000_000)));
-        assert_eq!(at(b"-1.25"), Some((-2, 750_000_000)));
-        assert_eq!(at(b"-3"), Some((-3, 0)));
-        assert_eq!(at(b"1.0000000009"), Some((1, 0)));
-        for bad in [&b"."[..], b"1.x", b"", b"--1", b"1e5"] {
-            assert_eq!(at(bad), None);
+        for (text, expected) in [
+            ("1700000000.123456789", (1_700_000_000, 123_456_789)),
+            ("5.5", (5, 500_000_000)),
+            ("-1.25", (-2, 750_000_000)),
+            ("-3", (-3, 0)),
+            ("+3", (3, 0)),
+            ("007.5", (7, 500_000_000)),
+            ("1.0000000009", (1, 0)),
+            ("-1.0000000009", (-2, 999_999_999)),
+            ("-0.9999999999", (-1, 0)),
+            ("-0", (0, 0)),
+            ("9223372036854775807", (i64::MAX, 0)),
+            ("-9223372036854775806.5", (i64::MIN + 1, 500_000_000)),
+        ] {
+            assert_eq!(at(text.as_bytes()), Some(expected), "{text}");
         }
+        let bad = [
+            "",
+            ".",
+            "-",
+            "e",
+            "1.x",
+            "--1",
+            "+-1",
+            "1.2.3",
+            "nan",
+            "inf",
+            "1_0",
+            " 1",
+            "0x1",
+            "9223372036854775808",
+        ];
+        for bad in bad {
+            assert_eq!(at(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    /// Python's tarfile makes them of small and of large times.
+    #[test]
+    fn times_with_powers_of_ten_are_exact() {
+        let at = |text: &[u8]| timestamp(text).map(|time| (time.seconds, time.nanoseconds));
+        for (text, expected) in [
+            ("1e-09", (0, 1)),
+            ("-1e-09", (-1, 999_999_999)),
+            ("1.5e-07", (0, 150)),
+            ("1.23456789e-07", (0, 123)),
+            ("9e-10", (0, 0)),
+            ("-9e-10", (-1, 999_999_999)),
+            ("1e5", (100_000, 0)),
+            ("1.5E+3", (1500, 0)),
+            ("1.7000000001234e9", (1_700_000_000, 123_400_000)),
+            ("12345e-3", (12, 345_000_000)),
+            ("0e99999", (0, 0)),
+            ("1e-99999", (0, 0)),
+            ("-1e-99999", (-1, 999_999_999)),
+            (".5e1", (5, 0)),
+            ("5.e0", (5, 0)),
+        ] {
+            assert_eq!(at(text.as_bytes()), Some(expected), "{text}");
+        }
+        for bad in ["1e", "1e+", "1e1.5", "1e99999999999999999999", "1e19", "1e20", "e5", ".e5", "1e5e5"] {
+            assert_eq!(at(bad.as_bytes()), None, "{bad}");
+        }
+        // As much as an extended header may hold takes no time worth speaking of.
+        let long = [b"1".repeat(500_000), b"e-500000".to_vec()].concat();
+        assert_eq!(at(&long), Some((0, 111_111_111)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod hostile;
 mod memory;
 mod mounted;
 mod pipeline;
+mod python_times;
 mod random_trees;
 mod stack;
 mod tar_split;

@@ -76,7 +76,7 @@ impl Packer {
         match self {
             Self::GnuTar => gnu_tar(random, source, archive),
             Self::Python => {
-                // Whole seconds: of a nanosecond it makes "1e-09", which POSIX has no such times for.
+                // Whole seconds: of a nanosecond it makes "1e-09", which GNU tar does not extract.
                 let script = "import sys, tarfile\n\
                               def whole(entry):\n    entry.mtime = int(entry.mtime)\n    return entry\n\
                               with tarfile.open(sys.argv[2], 'w', format=int(sys.argv[3])) as archive:\n    \
