@@ -4,7 +4,7 @@ use std::fs::File;
 
 use super::convert::Converted;
 use super::erofs::ImageReader;
-use super::stack::{StackLayer, upper_directories};
+use super::stack::{StackLayer, overlaid};
 
 /// Reads a converted layer's directories: whatever the archive was, they must be there.
 #[expect(clippy::expect_used, reason = "for fuzzing only: a failure is to be seen")]
@@ -22,5 +22,5 @@ pub fn read_back(file: File, layer: &Converted) {
         StackLayer { image: lower, implied: Vec::new() },
         StackLayer { image: upper, implied: layer.implied_directories.clone() },
     ];
-    upper_directories(&layers).expect("sound layers");
+    overlaid(&layers).expect("sound layers");
 }

@@ -49,5 +49,5 @@ pub use tar_split::{RebuildError, archive_size, rebuild};
 
 pub(crate) use compression::MAGIC_LEN;
 pub(crate) use erofs::ImageReader;
-pub(crate) use stack::{StackLayer, upper_directories};
+pub(crate) use stack::{Overlaid, StackLayer, overlaid};
 pub(crate) use tar::{EntryKind, TarReader};

@@ -3,8 +3,12 @@
 //! An archive may hold `tmp/x` without `tmp/`. Unpacked over the layers below, `tmp` stays as it was; but a layer file has
 //! to have a `tmp` of some kind, and overlayfs shows the attributes of the uppermost one. So a container's writable
 //! directory gets such directories beforehand, as the layers below have them.
+//!
+//! Where a layer below has a symbolic link (`lib -> usr/lib` below a layer with `lib/x` only), the directory hides it:
+//! containerd's overlayfs snapshotter, CRI-O and Docker all unpack a layer into a directory of its own, in which there is
+//! no link to follow. As with containerd the directory looks like what the link leads to; and it is told.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
 use super::erofs::{ImageReader, Node};
@@ -16,6 +20,10 @@ const MAX_DIRECTORIES: usize = 1024;
 const MAX_BYTES: usize = 256 << 10;
 // Names looked up in layer files, well below a second's worth.
 const MAX_LOOKUPS: u32 = 200_000;
+// As the kernel (MAXSYMLINKS).
+const MAX_HOPS: u32 = 40;
+/// Hidden links that are told of.
+const MAX_HIDDEN: usize = 16;
 
 /// One layer of a stack.
 pub(crate) struct StackLayer {
@@ -24,11 +32,24 @@ pub(crate) struct StackLayer {
     pub(crate) implied: Vec<Vec<u8>>,
 }
 
-/// The directories of `layers` (lowest first) that overlayfs would show wrongly, with all directories above them, the
-/// root included; parents come before children. What overlayfs would show as it should is not among them.
-pub(crate) fn upper_directories(layers: &[StackLayer]) -> io::Result<Vec<UpperDirectory>> {
+/// What lies differently on each other than layer by layer.
+#[derive(Default)]
+pub(crate) struct Overlaid {
+    /// Directories that overlayfs would show wrongly, with all directories above them, the root included; parents come
+    /// before children. What overlayfs would show as it should is not among them.
+    pub(crate) directories: Vec<UpperDirectory>,
+    /// Some paths where a directory that a layer implies hides a symbolic link of one below.
+    pub(crate) hidden_links: Vec<Vec<u8>>,
+}
+
+/// Looks at the directories that `layers` (lowest first) imply.
+pub(crate) fn overlaid(layers: &[StackLayer]) -> io::Result<Overlaid> {
     let implied = layers.iter().map(|layer| layer.implied.iter().map(Vec::as_slice).collect()).collect();
-    Stack { layers, implied, lookups: 0, bytes: 0, found: BTreeMap::new() }.upper_directories()
+    let mut stack =
+        Stack { layers, implied, lookups: 0, bytes: 0, found: BTreeMap::new(), hidden: BTreeSet::new() };
+    stack.look()?;
+    let directories = stack.found.into_values().collect();
+    Ok(Overlaid { directories, hidden_links: stack.hidden.into_iter().collect() })
 }
 
 struct Stack<'l> {
@@ -37,12 +58,15 @@ struct Stack<'l> {
     lookups: u32,
     bytes: usize,
     found: BTreeMap<Vec<u8>, UpperDirectory>,
+    hidden: BTreeSet<Vec<u8>>,
 }
 
 /// What a layer says about a path.
 enum Lookup {
     /// It has a directory there.
     Directory { node: Node, hides_lower: bool },
+    /// It has a symbolic link there or on the way, which leads to this directory of it.
+    Linked { node: Node, is_last: bool },
     /// Nothing, and what lower layers have shows.
     Absent,
     /// Something else, or nothing lower shows.
@@ -55,10 +79,12 @@ struct Shown {
     node: Node,
     /// Whether the uppermost directory only implies it and a lower one names it.
     is_lower: bool,
+    /// Whether several layers have it: then a lower one may name what is in it.
+    is_merged: bool,
 }
 
 impl<'l> Stack<'l> {
-    fn upper_directories(mut self) -> io::Result<Vec<UpperDirectory>> {
+    fn look(&mut self) -> io::Result<()> {
         let layers = self.layers;
         // Paths with nothing below them; so have all paths in them.
         let mut alone: HashSet<&[u8]> = HashSet::new();
@@ -66,15 +92,19 @@ impl<'l> Stack<'l> {
         for layer in layers.iter().skip(1).rev() {
             alone.clear();
             for path in &layer.implied {
-                if parent(path).is_some_and(|parent| alone.contains(parent)) || !seen.insert(path) {
+                if parent(path).is_some_and(|parent| alone.contains(parent)) {
                     alone.insert(path);
+                    continue;
+                }
+                // An upper layer implies it too.
+                if !seen.insert(path) {
                     continue;
                 }
                 if self.lookups > MAX_LOOKUPS {
                     tracing::warn!(
                         "the image has too many directories that its layers do not name; some keep wrong attributes"
                     );
-                    return Ok(self.found.into_values().collect());
+                    return Ok(());
                 }
                 match self.shown(path)? {
                     Some(shown) if shown.is_lower && !is_plain(&shown.node) => {
@@ -82,17 +112,17 @@ impl<'l> Stack<'l> {
                             tracing::warn!(
                                 "the image has too many directories with lost attributes; some keep wrong ones"
                             );
-                            return Ok(self.found.into_values().collect());
+                            return Ok(());
                         }
                     }
-                    Some(shown) if shown.is_lower => {}
+                    Some(shown) if shown.is_merged => {}
                     _ => {
                         alone.insert(path);
                     }
                 }
             }
         }
-        Ok(self.found.into_values().collect())
+        Ok(())
     }
 
     /// Adds a directory and those above it. False when there is no room for all of them, and then none is added.
@@ -121,32 +151,46 @@ impl<'l> Stack<'l> {
     /// What overlayfs should show at a path; None if that is no directory.
     fn shown(&mut self, path: &[u8]) -> io::Result<Option<Shown>> {
         let mut uppermost = None;
+        let mut is_merged = false;
         for number in (0..self.layers.len()).rev() {
             let (node, hides_lower) = match self.lookup(number, path)? {
                 Lookup::Directory { node, hides_lower } => (node, hides_lower),
+                // No directory is shown where the link is the uppermost.
+                Lookup::Linked { node, is_last } if uppermost.is_some() => {
+                    if is_last && self.hidden.len() < MAX_HIDDEN {
+                        self.hidden.insert(path.to_vec());
+                    }
+                    return Ok(Some(Shown { node, is_lower: true, is_merged: true }));
+                }
+                Lookup::Linked { .. } => break,
                 Lookup::Absent => continue,
                 Lookup::Hidden => break,
             };
+            is_merged = uppermost.is_some();
             if !self.implied[number].contains(path) {
-                return Ok(Some(Shown { node, is_lower: uppermost.is_some() }));
+                return Ok(Some(Shown { node, is_lower: is_merged, is_merged }));
             }
             uppermost.get_or_insert(node);
             if hides_lower {
                 break;
             }
         }
-        Ok(uppermost.map(|node| Shown { node, is_lower: false }))
+        Ok(uppermost.map(|node| Shown { node, is_lower: false, is_merged }))
     }
 
     fn lookup(&mut self, number: usize, path: &[u8]) -> io::Result<Lookup> {
         let image = &self.layers[number].image;
         let mut node = image.root()?;
         let mut hides_lower = false;
-        for name in path.split(|byte| *byte == b'/') {
+        let mut names = path.split(|byte| *byte == b'/').peekable();
+        while let Some(name) = names.next() {
             self.lookups += 1;
             node = match image.lookup(&node, name)? {
                 Some(found) if found.is_directory() => found,
-                // A file, a link or a whiteout.
+                Some(found) if found.is_symlink() => {
+                    return self.follow(number, path, names.peek().is_none());
+                }
+                // A file or a whiteout.
                 Some(_) => return Ok(Lookup::Hidden),
                 None if hides_lower => return Ok(Lookup::Hidden),
                 None => return Ok(Lookup::Absent),
@@ -154,6 +198,34 @@ impl<'l> Stack<'l> {
             hides_lower |= node.is_opaque;
         }
         Ok(Lookup::Directory { node, hides_lower })
+    }
+
+    /// The same for a path with symbolic links, which are followed within the layer.
+    fn follow(&mut self, number: usize, path: &[u8], is_last: bool) -> io::Result<Lookup> {
+        let image = &self.layers[number].image;
+        let mut node = image.root()?;
+        let mut hops = 0;
+        let mut left: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
+        while let Some(name) = left.pop() {
+            if name.is_empty() {
+                continue;
+            }
+            self.lookups += 1;
+            match image.lookup(&node, &name)? {
+                Some(found) if found.is_directory() => node = found,
+                Some(found) if found.is_symlink() && hops < MAX_HOPS => {
+                    hops += 1;
+                    let target = image.target(&found)?;
+                    if target.starts_with(b"/") {
+                        node = image.root()?;
+                    }
+                    left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+                }
+                // It leads to no directory, to another layer, or in a circle.
+                _ => return Ok(Lookup::Hidden),
+            }
+        }
+        Ok(Lookup::Linked { node, is_last })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::layer::{ImageReader, LayerId, StackLayer, upper_directories};
+use crate::layer::{ImageReader, LayerId, Overlaid, StackLayer, overlaid};
 
 use super::ImageStore;
 use super::error::StoreError;
@@ -22,7 +22,7 @@ impl ImageStore {
     pub(super) fn add_upper_directories(&self, change: &mut Change) -> Result<(), StoreError> {
         let put: BTreeMap<&LayerId, LayerRecord> =
             change.put_layers.iter().map(|(layer, record)| (layer, *record)).collect();
-        for (_, image) in &mut change.put_images {
+        for (id, image) in &mut change.put_images {
             let (layers, implying): (Vec<LayerId>, Vec<bool>) = {
                 let catalogue = self.read();
                 let record = |id: &LayerId| put.get(id).or_else(|| catalogue.layers.get(id)).copied();
@@ -45,8 +45,18 @@ impl ImageStore {
                 stack.push(StackLayer { image: file, implied });
             }
             let path = self.files.layers();
-            image.upper_directories =
-                upper_directories(&stack).map_err(failed("read the layers in", path))?;
+            let Overlaid { directories, hidden_links } =
+                overlaid(&stack).map_err(failed("read the layers in", path))?;
+            if !hidden_links.is_empty() {
+                let paths: Vec<_> = hidden_links.iter().map(|path| String::from_utf8_lossy(path)).collect();
+                tracing::warn!(
+                    image = %id,
+                    ?paths,
+                    "a layer has files in directories that it does not name, where layers below have symbolic links: \
+                     the directories hide the links"
+                );
+            }
+            image.upper_directories = directories;
         }
         Ok(())
     }

@@ -7,10 +7,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::format::{
-    BLOCK, BLOCK_U64, DIRENT, INODE, Inode, Layout, MAX_BLOCKS, ROOT_OFFSET, S_IFDIR, S_IFMT, S_IFREG, SLOT,
-    shared_xattrs_block,
+    BLOCK, BLOCK_U64, DIRENT, INODE, Inode, Layout, MAX_BLOCKS, ROOT_OFFSET, S_IFDIR, S_IFLNK, S_IFMT,
+    S_IFREG, SLOT, shared_xattrs_block,
 };
 use super::xattr::{OPAQUE, Value, decode};
+
+/// Bytes of a symbolic link's target, as Linux has it.
+const MAX_TARGET: u64 = 4095;
 
 /// A finished layer file.
 pub(crate) struct ImageReader {
@@ -31,6 +34,10 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn is_directory(&self) -> bool {
         self.inode.mode & S_IFMT == S_IFDIR
+    }
+
+    pub(crate) fn is_symlink(&self) -> bool {
+        self.inode.mode & S_IFMT == S_IFLNK
     }
 
     /// Permission bits only.
@@ -104,6 +111,21 @@ impl ImageReader {
             }
         }
         Ok(None)
+    }
+
+    /// The target of a symbolic link.
+    pub(crate) fn target(&self, link: &Node) -> io::Result<Vec<u8>> {
+        let Node { nid, inode, .. } = link;
+        if !link.is_symlink() || inode.size > MAX_TARGET {
+            return Err(damaged("an inode is no symbolic link"));
+        }
+        let position = match inode.layout {
+            Layout::Inline => nid * SLOT + (INODE + inode.xattr_bytes) as u64,
+            Layout::Plain => u64::from(inode.address) * BLOCK_U64,
+        };
+        let mut target = vec![0; inode.size as usize];
+        self.file.read_exact_at(&mut target, position)?;
+        Ok(target)
     }
 
     /// Where the content of the regular file with this number is.

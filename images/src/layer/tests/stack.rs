@@ -4,7 +4,7 @@ use super::archive::{Archive, Member};
 use super::converted;
 use crate::image::UpperDirectory;
 use crate::layer::erofs::ImageReader;
-use crate::layer::stack::{StackLayer, upper_directories};
+use crate::layer::stack::{Overlaid, StackLayer, overlaid};
 
 fn named(archive: Archive, path: &str, mode: u32, uid: u32) -> Archive {
     archive.member(Member { mode, uid, gid: uid, ..Member::new(b'5', path) }, b"")
@@ -15,8 +15,12 @@ fn layer(archive: Archive) -> StackLayer {
     StackLayer { image: ImageReader::new(file).unwrap(), implied: report.implied_directories }
 }
 
+fn looked_at(layers: Vec<Archive>) -> Overlaid {
+    overlaid(&layers.into_iter().map(layer).collect::<Vec<_>>()).unwrap()
+}
+
 fn wanted(layers: Vec<Archive>) -> Vec<UpperDirectory> {
-    upper_directories(&layers.into_iter().map(layer).collect::<Vec<_>>()).unwrap()
+    looked_at(layers).directories
 }
 
 fn shown(layers: Vec<Archive>) -> Vec<(String, u16, u32)> {
@@ -55,6 +59,18 @@ fn directories_on_the_way_keep_what_they_show() {
     assert_eq!(shown(vec![base(), upper]), expected.map(|(path, mode, uid)| (path.to_owned(), mode, uid)));
 }
 
+/// The directory above was taken for one that only the upper layer has.
+#[test]
+fn a_directory_in_one_that_nobody_names_looks_as_the_layer_below_has_it() {
+    let lower = || named(Archive::new(), "a/b", 0o700, 7);
+    let expected = [("", 0o755, 0), ("a", 0o755, 0), ("a/b", 0o700, 7)];
+    let expected = expected.map(|(path, mode, uid)| (path.to_owned(), mode, uid));
+    let upper = || Archive::new().file("a/b/x", "");
+    assert_eq!(shown(vec![lower(), upper()]), expected);
+    // Also below a layer that has only the directory above it.
+    assert_eq!(shown(vec![lower(), upper(), Archive::new().file("a/y", "")]), expected);
+}
+
 #[test]
 fn nothing_is_asked_for_where_overlayfs_is_right() {
     let upper = || Archive::new().file("tmp/x", "");
@@ -76,6 +92,39 @@ fn nothing_is_asked_for_where_overlayfs_is_right() {
     assert!(deep(vec![base(), Archive::new().file("srv/plain/deep/x", "")]));
     assert!(!deep(vec![base(), opaque.clone()]), "an opaque directory above it");
     assert!(!deep(vec![base(), opaque, Archive::new().file("srv/plain/deep/y", "")]), "and in between");
+}
+
+/// As with containerd's overlayfs snapshotter: nothing is written through the link, the directory takes its place and looks
+/// like what it led to.
+#[test]
+fn a_link_below_an_implied_directory_is_hidden_and_told() {
+    let links = |archive: Archive| archive.symlink("lib", "usr/lib").symlink("var/lock", "/run/../run/lock");
+    let base = || {
+        let archive = named(named(Archive::new(), "usr/lib", 0o750, 3), "run/lock", 0o1777, 4);
+        links(named(archive, "usr/lib/modules", 0o711, 5))
+    };
+    let upper = || Archive::new().file("lib/modules/x", "").file("var/lock/y", "");
+    let overlaid = looked_at(vec![base(), upper()]);
+    assert_eq!(overlaid.hidden_links, [&b"lib"[..], b"var/lock"]);
+    let expected = [
+        ("", 0o755, 0),
+        ("lib", 0o750, 3),
+        ("lib/modules", 0o711, 5),
+        ("var", 0o755, 0),
+        ("var/lock", 0o1777, 4),
+    ]
+    .map(|(path, mode, uid)| (path.to_owned(), mode, uid));
+    assert_eq!(shown(vec![base(), upper()]), expected);
+    assert_eq!(shown(vec![base(), Archive::new().file("lib/z", ""), upper()]), expected, "twice");
+    // What names the directory, or has the link itself, is as it says.
+    assert!(looked_at(vec![base(), upper(), links(Archive::new())]).directories.is_empty());
+    let named = looked_at(vec![base(), named(Archive::new(), "lib", 0o700, 1).file("lib/x", "")]);
+    assert!(named.directories.is_empty() && named.hidden_links.is_empty());
+    // Links in circles, to files, out of the layer.
+    for target in ["lib", "./lib/../lib", "file", "nowhere", "usr/lib/nowhere", "file/x", "/"] {
+        let base = Archive::new().file("file", "").symlink("lib", target).file("usr/lib/x", "");
+        looked_at(vec![base, upper()]);
+    }
 }
 
 #[test]
@@ -119,10 +168,11 @@ fn a_damaged_layer_file_is_an_error() {
         let lower = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&lower, bytes, 0).unwrap();
         let upper = ImageReader::new(upper.try_clone().unwrap())?;
-        upper_directories(&[
+        let layers = [
             StackLayer { image: ImageReader::new(lower)?, implied: vec![] },
             StackLayer { image: upper, implied: report.implied_directories.clone() },
-        ])
+        ];
+        overlaid(&layers).map(|overlaid| overlaid.directories)
     };
     assert_eq!(read(&bytes).unwrap().len(), 2);
     assert!(read(&bytes[..3000]).is_err());
