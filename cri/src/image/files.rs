@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::check::received;
+use super::pull_image::credentials;
 use crate::api::hull::{Chunk, LoadedImage, SaveImagesRequest};
 use crate::runtime::{Error, Result, Runtime, blocking};
 
@@ -26,7 +27,17 @@ impl Runtime {
             return Err(Error::Invalid("the request names no image".into()));
         }
         let images = Arc::clone(self.images());
-        let saving = blocking(move || images.save(&request.images)).await?.map_err(save_error)?;
+        let SaveImagesRequest { images: names, exact, source_auths } = request;
+        let saving = if exact {
+            if !source_auths.is_empty() && source_auths.len() != names.len() {
+                return Err(Error::Invalid("the request has not one login for each image".into()));
+            }
+            let logins = source_auths.into_iter().map(credentials).collect::<Result<Vec<_>>>()?;
+            images.save_exactly(&names, &logins).await
+        } else {
+            blocking(move || images.save(&names)).await?
+        };
+        let saving = saving.map_err(save_error)?;
         Ok(chunks(move |out| saving.write(out).map_err(save_error)).boxed())
     }
 
@@ -97,7 +108,9 @@ fn save_error(error: SaveError) -> Error {
     match error {
         SaveError::NoImage(name) => Error::NotFound { what: "image", id: name },
         SaveError::Store(error) => Error::Images(error),
-        SaveError::NoWayBack { .. } | SaveError::Damaged(_) => Error::FailedPrecondition(error.to_string()),
+        SaveError::NoWayBack { .. } | SaveError::NotExact { .. } | SaveError::Damaged(_) => {
+            Error::FailedPrecondition(error.to_string())
+        }
         SaveError::Output(_) => Error::Unavailable(error.to_string()),
     }
 }

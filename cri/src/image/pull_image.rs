@@ -24,7 +24,8 @@ pub(super) fn wanted(name: &str, auth: Option<AuthConfig>) -> Result<(Reference,
     Ok((reference, auth.map(credentials).transpose()?.flatten()))
 }
 
-fn credentials(auth: AuthConfig) -> Result<Option<Credentials>> {
+/// What CRI's form of credentials says; None if it says nothing.
+pub(super) fn credentials(auth: AuthConfig) -> Result<Option<Credentials>> {
     let mut credentials = if auth.username.is_empty() && auth.password.is_empty() && !auth.auth.is_empty() {
         Credentials::from_auth(&auth.auth).map_err(|error| Error::Invalid(error.to_string()))?
     } else {

@@ -8,12 +8,8 @@ use crate::layer::{Compression, LayerId};
 use crate::reference::Reference;
 use crate::registry::{Blob, Descriptor, Registry, RegistryError};
 
-use super::push::{
-    CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, PushProgress, Pushed, blocking, is_cut,
-};
-
-/// Registries that are asked for a layer, one after the other.
-const MAX_ORIGINS: usize = 8;
+use super::origins::Login;
+use super::push::{CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, PushProgress, Pushed, is_cut};
 
 impl Push<'_> {
     pub(super) async fn exactly(
@@ -49,30 +45,19 @@ impl Push<'_> {
 
     /// The registries that the image came from, the target left out: it has been asked already.
     async fn origins(&self, options: &PushOptions) -> Result<Vec<Registry>, PushError> {
-        let mut origins = Vec::new();
-        let names = self.image.repo_digests.iter().filter_map(|name| name.parse::<Reference>().ok());
-        let names: Vec<Reference> = names.take(MAX_ORIGINS).collect();
-        let one_registry = names.windows(2).all(|pair| pair[0].domain() == pair[1].domain());
-        for reference in names {
-            if reference.domain() == self.target.domain() && reference.path() == self.target.path() {
-                continue;
+        let login = |reference: &Reference, is_meant: bool| {
+            let is_same_registry = reference.domain() == self.target.domain();
+            if is_same_registry && reference.path() == self.target.path() {
+                return Login::Skip;
             }
-            let same_registry = reference.domain() == self.target.domain();
-            // A secret goes to the registry that it was meant for: the one that the image was named with.
-            let meant = one_registry || self.named_registry.as_deref() == Some(reference.domain());
-            let credentials = match &options.source_credentials {
-                Some(given) if meant => Some(given.clone()),
-                _ if same_registry => options.credentials.clone(),
+            Login::With(match &options.source_credentials {
+                Some(given) if is_meant => Some(given.clone()),
+                _ if is_same_registry => options.credentials.clone(),
                 _ => None,
-            };
-            let config = self.store.config.clone();
-            let opened = blocking(move || {
-                let credentials = credentials.filter(|credentials| !credentials.is_empty());
-                let hosts = &config.hosts_dir;
-                Registry::new(&reference, credentials.as_ref(), hosts, config.progress_timeout)
-            });
-            origins.push(opened.await.map_err(|source| self.failed(source))?);
-        }
+            })
+        };
+        let origins = self.store.origins(self.image, self.named_registry.as_deref(), login);
+        let origins = origins.await.map_err(|source| self.failed(source))?;
         match origins.is_empty() {
             true => Err(self.not_exact(
                 "layers are not kept as they were compressed, and it is not known where they could be had again"

@@ -1,6 +1,7 @@
 //! Images out of a file: an OCI image layout (image-spec image-layout.md) or a docker archive, in a tar archive that may
 //! be compressed. What is in it is as hostile as what comes from a registry, and checked by the same code.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -24,13 +25,19 @@ use super::spool::{Range, Spool};
 use super::staged::{StageError, Staged};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Most images of one file.
 const MAX_IMAGES: usize = 1000;
 /// Largest index.json or manifest.json.
 const MAX_INDEX: u64 = 16 << 20;
 /// Where names of images are: containerd's in full, the specification's often a tag only.
-const NAME: &str = "io.containerd.image.name";
-const SHORT_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const NAME: &str = "io.containerd.image.name";
+pub(super) const SHORT_NAME: &str = "org.opencontainers.image.ref.name";
+/// hull's own: references with digests, separated by commas, by which the image once came. What they name is in the
+/// archive.
+pub(super) const DIGESTS: &str = "io.hull.image.digests";
+/// Most of those.
+const MAX_DIGESTS: usize = 64;
 
 /// Why a file was not loaded. Images of it that came before the wrong one are there.
 #[derive(Debug, thiserror::Error)]
@@ -288,7 +295,7 @@ struct RawEntry {
     media_type: String,
     digest: String,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// The images of an OCI layout.
@@ -309,12 +316,47 @@ fn layout(spool: &Spool, index: &[u8]) -> Result<Vec<Found>, LoadError> {
         let name = entry.annotations.get(NAME).or_else(|| entry.annotations.get(SHORT_NAME));
         // A bare tag ("v1") is a name only together with a repository, which the file does not tell.
         let name = name.filter(|name| name.contains(['/', ':'])).and_then(|name| tag(name));
+        let mut names = digest_names(spool, &entry.annotations, &mut documents)?;
+        names.extend(name);
         match images.iter_mut().find(|known| known.id == manifest.config.digest) {
-            Some(known) => known.names.extend(name),
-            None => images.push(image(spool, manifest, documents, name)?),
+            Some(known) => {
+                known.names.extend(names);
+                documents.retain(|(digest, _)| known.documents.iter().all(|(other, _)| other != digest));
+                known.documents.extend(documents);
+            }
+            None => images.push(image(spool, manifest, documents, names)?),
         }
     }
     Ok(images)
+}
+
+/// The references with digests that an entry of index.json tells, and that are true: they name its manifest, or an index
+/// that leads to it, which then goes to the image's documents.
+fn digest_names(
+    spool: &Spool,
+    annotations: &BTreeMap<String, String>,
+    documents: &mut Vec<(Digest, Bytes)>,
+) -> Result<Vec<String>, LoadError> {
+    let told = annotations.get(DIGESTS).map(|all| all.split(',')).into_iter().flatten();
+    let told = told.chain(annotations.get(NAME).map(String::as_str));
+    let mut names = Vec::new();
+    for reference in told.take(MAX_DIGESTS).filter_map(|name| name.parse::<Reference>().ok()) {
+        let Some(digest) = reference.digest().cloned() else { continue };
+        if documents.iter().all(|(known, _)| *known != digest) {
+            let mut path = Vec::new();
+            descend(spool, &digest, INDEX, 0, &mut path)?;
+            let ends_here =
+                path.last().is_some_and(|(end, _)| documents.iter().any(|(known, _)| known == end));
+            if !ends_here {
+                continue;
+            }
+            path.retain(|(digest, _)| documents.iter().all(|(known, _)| known != digest));
+            // The manifest stays the last of them.
+            documents.splice(0..0, path);
+        }
+        names.push(reference.at_digest(&digest).name());
+    }
+    Ok(names)
 }
 
 /// From an entry to the manifest for this machine. None where there is none: entries for other machines and what is no
@@ -353,7 +395,7 @@ fn image(
     spool: &Spool,
     manifest: Manifest,
     documents: Vec<(Digest, Bytes)>,
-    name: Option<String>,
+    names: Vec<String>,
 ) -> Result<Found, LoadError> {
     let id = manifest.config.digest.clone();
     let missing = |what: &Digest| LoadError::Image {
@@ -366,7 +408,7 @@ fn image(
         let range = spool.find(&blob_path(&descriptor.digest)).ok_or_else(|| missing(&descriptor.digest))?;
         layers.push(Source { range, descriptor: Some(descriptor) });
     }
-    Ok(Found { id, config, documents, layers, names: name.into_iter().collect() })
+    Ok(Found { id, config, documents, layers, names })
 }
 
 #[derive(Deserialize)]
@@ -404,7 +446,7 @@ fn docker_archive(spool: &Spool, manifest: &[u8]) -> Result<Vec<Found>, LoadErro
     Ok(images)
 }
 
-/// A tag in normal form; digests cannot be given to an image by a file.
+/// A tag in normal form. Digests are for [`digest_names`].
 fn tag(name: &str) -> Option<String> {
     name.parse::<Reference>().ok().filter(|name| name.digest().is_none()).map(|name| name.name())
 }

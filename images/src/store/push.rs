@@ -19,6 +19,7 @@ use crate::registry::{Credentials, Descriptor, Document, Manifest, Registry, Reg
 use super::ImageStore;
 use super::check::ArchiveFailure;
 use super::error::StoreError;
+use super::origins::blocking;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -104,8 +105,8 @@ pub enum PushProgress {
 /// A manifest that the image came with.
 pub(super) struct Known {
     pub(super) digest: Digest,
-    media_type: String,
-    bytes: Bytes,
+    pub(super) media_type: String,
+    pub(super) bytes: Bytes,
     pub(super) manifest: Manifest,
 }
 
@@ -144,17 +145,13 @@ impl ImageStore {
         };
         let registry = registry.await.map_err(|source| failed(target, source))?;
         let known = self.known_manifests(&image)?;
-        let named_registry = name.parse::<Reference>().ok().filter(|name| {
-            let name = name.name();
-            image.repo_tags.contains(&name) || image.repo_digests.contains(&name)
-        });
         let push = Push {
             store: self,
             image: &image,
             target,
             registry: &registry,
             sources: &sources,
-            named_registry: named_registry.map(|name| name.domain().to_owned()),
+            named_registry: Self::named_registry(name, &image),
         };
         match options.exact {
             true => push.exactly(&known, &options, &mut progress).await,
@@ -163,7 +160,7 @@ impl ImageStore {
     }
 
     /// The manifests that the image came with, the latest last.
-    fn known_manifests(&self, image: &Image) -> Result<Vec<Known>, StoreError> {
+    pub(super) fn known_manifests(&self, image: &Image) -> Result<Vec<Known>, StoreError> {
         let documents = match self.read().images.get(&image.id) {
             Some(entry) => entry.record.documents.clone(),
             None => Vec::new(),
@@ -351,15 +348,6 @@ pub(super) fn is_cut(error: &RegistryError) -> bool {
         error,
         RegistryError::Unreachable { .. } | RegistryError::Status { status: 400 | 404 | 416 | 500..=599, .. }
     )
-}
-
-/// Reads files and builds TLS clients: work for a blocking thread.
-pub(super) async fn blocking(
-    open: impl FnOnce() -> Result<Registry, RegistryError> + Send + 'static,
-) -> Result<Registry, RegistryError> {
-    tokio::task::spawn_blocking(open).await.unwrap_or_else(|_| {
-        Err(RegistryError::Protocol { host: String::new(), reason: "the push was cancelled".to_owned() })
-    })
 }
 
 /// Repositories of the target's registry that the image came from.

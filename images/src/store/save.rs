@@ -1,11 +1,13 @@
 //! Images as one file: an OCI image layout (image-spec image-layout.md) in a tar archive that is a docker archive too, as
-//! `docker save` has written them since version 25. Layers are in it as they were before compression.
+//! `docker save` has written them since version 25. Layers are in it as they were before compression, or with the whole
+//! image as it came (`exact_save.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hull_archive::{ArchiveError, Entry, Kind, Timestamp, Writer};
 use serde_json::{Value, json};
 
@@ -16,7 +18,9 @@ use crate::reference::Reference;
 
 use super::check::{ArchiveFailure, Hashing};
 use super::error::StoreError;
+use super::exact_save::Fetching;
 use super::files::failed;
+use super::load::DIGESTS;
 use super::{ImageStore, LayerHold};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -39,6 +43,14 @@ pub enum SaveError {
         /// The layer.
         layer: LayerId,
     },
+    /// The image cannot be saved with the digest that it came with.
+    #[error("cannot save image {image} as it came: {reason}")]
+    NotExact {
+        /// As it was asked for.
+        image: String,
+        /// Why not.
+        reason: String,
+    },
     /// A layer file is damaged.
     #[error(
         "layer {0} is damaged: `hull system check --repair` takes it out, so that it can be pulled again"
@@ -54,40 +66,105 @@ pub enum SaveError {
 
 /// What goes into an archive. Its layers stay while it lives.
 pub struct Saving {
-    store: Arc<ImageStore>,
-    images: Vec<(Image, Vec<String>)>,
-    layers: BTreeMap<LayerId, u64>,
-    _hold: LayerHold,
+    pub(super) store: Arc<ImageStore>,
+    pub(super) images: Vec<Saved>,
+    pub(super) _hold: LayerHold,
+}
+
+/// One image of an archive.
+pub(super) struct Saved {
+    pub(super) image: Image,
+    pub(super) tags: Vec<String>,
+    pub(super) manifest: Bytes,
+    pub(super) media_type: String,
+    /// Lowest first, one for each diffID.
+    pub(super) layers: Vec<Blob>,
+    /// Indexes that lead to the manifest.
+    pub(super) indexes: Vec<(Digest, Bytes)>,
+    /// References with the digests of these documents, if the image came by them.
+    pub(super) digests: Vec<String>,
+}
+
+/// One layer of an image, as it is in the archive.
+pub(super) struct Blob {
+    pub(super) digest: String,
+    pub(super) size: u64,
+    pub(super) source: Source,
+}
+
+/// Where the bytes of a layer come from.
+pub(super) enum Source {
+    /// Its archive, which the layer file leads back to.
+    Archive(LayerId),
+    /// A registry.
+    Registry(Fetching),
+}
+
+/// An image that is asked for, by one or several names.
+pub(super) struct Wanted {
+    pub(super) image: Image,
+    /// Those tags of it that were named.
+    pub(super) tags: Vec<String>,
+    /// Number of the name that was the first to mean it.
+    pub(super) first: usize,
 }
 
 impl ImageStore {
     /// Prepares to save the images that `names` mean (as in [`ImageStore::find`]). An image that is named by a tag keeps
     /// that tag; one named by its id goes without a name. Blocking.
     pub fn save(self: &Arc<Self>, names: &[String]) -> Result<Saving, SaveError> {
-        let mut images: Vec<(Image, Vec<String>)> = Vec::new();
-        for name in names {
+        let (wanted, hold) = self.wanted(names)?;
+        let saved = wanted.into_iter().map(|wanted| self.as_archives(wanted));
+        Ok(Saving { store: self.clone(), images: saved.collect::<Result<_, _>>()?, _hold: hold })
+    }
+
+    /// The images that are meant, each once, and a hold of their layers.
+    pub(super) fn wanted(&self, names: &[String]) -> Result<(Vec<Wanted>, LayerHold), SaveError> {
+        let mut all: Vec<Wanted> = Vec::new();
+        for (first, name) in names.iter().enumerate() {
             let image = self.find(name)?.ok_or_else(|| SaveError::NoImage(name.clone()))?;
             let tag = name.parse::<Reference>().ok().map(|reference| reference.name());
             let tag = tag.filter(|tag| image.repo_tags.contains(tag));
-            match images.iter_mut().find(|(known, _)| known.id == image.id) {
-                Some((_, tags)) => tags.extend(tag),
-                None => images.push((image, tag.into_iter().collect())),
+            match all.iter_mut().find(|known| known.image.id == image.id) {
+                Some(known) => known.tags.extend(tag),
+                None => all.push(Wanted { image, tags: tag.into_iter().collect(), first }),
             }
         }
-        let all: Vec<LayerId> =
-            images.iter().flat_map(|(image, _)| &image.config.diff_ids).cloned().collect();
-        let hold = self.hold(&all);
-        let mut layers = BTreeMap::new();
-        for (image, layer) in images.iter().flat_map(|(i, _)| i.config.diff_ids.iter().map(move |l| (i, l))) {
-            if layers.contains_key(layer) {
-                continue;
-            }
-            let size = self
-                .archive_size(layer)?
-                .ok_or_else(|| SaveError::NoWayBack { image: image.id.clone(), layer: layer.clone() })?;
-            layers.insert(layer.clone(), size);
+        let layers: Vec<LayerId> =
+            all.iter().flat_map(|wanted| &wanted.image.config.diff_ids).cloned().collect();
+        let hold = self.hold(&layers);
+        Ok((all, hold))
+    }
+
+    /// An image with its layers as they were before compression.
+    fn as_archives(&self, wanted: Wanted) -> Result<Saved, SaveError> {
+        let Wanted { image, tags, .. } = wanted;
+        let mut layers = Vec::with_capacity(image.config.diff_ids.len());
+        for layer in &image.config.diff_ids {
+            let (digest, size) = (layer.to_string(), self.size_of_archive(&image, layer)?);
+            layers.push(Blob { digest, size, source: Source::Archive(layer.clone()) });
         }
-        Ok(Saving { store: self.clone(), images, layers, _hold: hold })
+        let described: Vec<Value> = layers
+            .iter()
+            .map(|layer| json!({"mediaType": LAYER, "digest": layer.digest, "size": layer.size}))
+            .collect();
+        let config = json!({"mediaType": CONFIG, "digest": image.id, "size": image.config.raw.len()});
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": described});
+        Ok(Saved {
+            image,
+            tags,
+            manifest: Bytes::from(manifest.to_string()),
+            media_type: MANIFEST.to_owned(),
+            layers,
+            indexes: Vec::new(),
+            digests: Vec::new(),
+        })
+    }
+
+    pub(super) fn size_of_archive(&self, image: &Image, layer: &LayerId) -> Result<u64, SaveError> {
+        let lost = || SaveError::NoWayBack { image: image.id.clone(), layer: layer.clone() };
+        self.archive_size(layer)?.ok_or_else(lost)
     }
 
     /// Bytes of a layer's tar stream; None if it cannot be turned back into one.
@@ -104,67 +181,56 @@ impl ImageStore {
 impl Saving {
     /// Writes the archive to `out`, which should be buffered. Blocking.
     pub fn write(self, out: impl Write) -> Result<(), SaveError> {
-        let mut archive = Writer::new(out);
+        let mut archive = Archive { writer: Writer::new(out), written: BTreeSet::new() };
         for directory in ["blobs", "blobs/sha256"] {
-            archive.entry(&entry(directory, Kind::Directory)).map_err(output)?;
-        }
-        for (layer, size) in &self.layers {
-            self.layer(&mut archive, layer, *size)?;
+            archive.writer.entry(&entry(directory, Kind::Directory)).map_err(output)?;
         }
         let (mut index, mut docker) = (Vec::new(), Vec::new());
-        for (image, tags) in &self.images {
-            let manifest = self.manifest(image);
-            let digest = Digest::sha256(&manifest);
-            document(&mut archive, &blob_path(&image.id), &image.config.raw)?;
-            document(&mut archive, &blob_path(&digest.to_string()), &manifest)?;
-            let descriptor = |annotations: Value| {
-                json!({"mediaType": MANIFEST, "digest": digest.to_string(), "size": manifest.len(),
-                       "annotations": annotations})
-            };
-            index.extend(tags.iter().map(|tag| {
-                let short = tag.rsplit(':').next().unwrap_or_default();
-                descriptor(
-                    json!({"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": short}),
-                )
-            }));
-            if tags.is_empty() {
-                index.push(descriptor(json!({})));
+        for saved in &self.images {
+            for layer in &saved.layers {
+                if archive.is_new(&layer.digest) {
+                    self.layer(&mut archive.writer, layer)?;
+                }
             }
-            let familiar = |tag: &String| tag.parse::<Reference>().map_or(tag.clone(), |tag| tag.familiar());
-            docker.push(json!({
-                "Config": blob_path(&image.id),
-                "RepoTags": tags.iter().map(familiar).collect::<Vec<_>>(),
-                "Layers": image.config.diff_ids.iter().map(|l| blob_path(l.as_str())).collect::<Vec<_>>(),
-            }));
+            let digest = Digest::sha256(&saved.manifest);
+            archive.blob(&saved.image.id, &saved.image.config.raw)?;
+            archive.blob(&digest.to_string(), &saved.manifest)?;
+            for (digest, bytes) in &saved.indexes {
+                archive.blob(&digest.to_string(), bytes)?;
+            }
+            index.extend(saved.index_entries(&digest));
+            docker.push(saved.docker_entry());
         }
         let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
                            "manifests": index});
-        document(&mut archive, "index.json", index.to_string().as_bytes())?;
-        document(&mut archive, "manifest.json", Value::from(docker).to_string().as_bytes())?;
-        document(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        archive.finish().map(drop).map_err(output)
+        archive.document("index.json", index.to_string().as_bytes())?;
+        archive.document("manifest.json", Value::from(docker).to_string().as_bytes())?;
+        archive.document("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        archive.writer.finish().map(drop).map_err(output)
     }
 
-    fn manifest(&self, image: &Image) -> Vec<u8> {
-        let layers: Vec<Value> = image
-            .config
-            .diff_ids
-            .iter()
-            .map(|layer| {
-                let size = self.layers.get(layer).copied().unwrap_or_default();
-                json!({"mediaType": LAYER, "digest": layer.as_str(), "size": size})
-            })
-            .collect();
-        let config = json!({"mediaType": CONFIG, "digest": image.id, "size": image.config.raw.len()});
-        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
-        manifest.to_string().into_bytes()
+    fn layer<W: Write>(&self, archive: &mut Writer<W>, blob: &Blob) -> Result<(), SaveError> {
+        let entry = entry(&blob_path(&blob.digest), Kind::File(blob.size));
+        match &blob.source {
+            Source::Archive(layer) => self.archive(archive, &entry, layer),
+            Source::Registry(fetching) => {
+                let mut file = fetching.fetch(&self.store)?;
+                let read = |source| SaveError::Store(failed("read", self.store.files.layers())(source));
+                file.seek(SeekFrom::Start(0)).map_err(read)?;
+                archive.file(&entry, &mut file).map_err(output)
+            }
+        }
     }
 
-    fn layer<W: Write>(&self, archive: &mut Writer<W>, layer: &LayerId, size: u64) -> Result<(), SaveError> {
-        let entry = entry(&blob_path(layer.as_str()), Kind::File(size));
+    fn archive<W: Write>(
+        &self,
+        archive: &mut Writer<W>,
+        entry: &Entry,
+        layer: &LayerId,
+    ) -> Result<(), SaveError> {
         let mut written = Ok(());
         let mut hash = Hashing::default();
-        let streamed = archive.stream(&entry, |sink| {
+        let streamed = archive.stream(entry, |sink| {
             let mut both = Both { sink, hash: &mut hash };
             written = self.store.write_archive(layer, &mut both);
             Ok(())
@@ -178,6 +244,59 @@ impl Saving {
             Ok(()) => streamed.map_err(output)?,
         }
         if hash.digest() == layer.as_str() { Ok(()) } else { Err(SaveError::Damaged(layer.clone())) }
+    }
+}
+
+impl Saved {
+    /// What index.json says of it: an entry for each tag, or one without a name.
+    fn index_entries(&self, digest: &Digest) -> Vec<Value> {
+        let entry = |tag: Option<&String>| {
+            let mut annotations = json!({});
+            if let Some(tag) = tag {
+                annotations[super::load::NAME] = json!(tag);
+                annotations[super::load::SHORT_NAME] = json!(tag.rsplit(':').next().unwrap_or_default());
+            }
+            if !self.digests.is_empty() {
+                annotations[DIGESTS] = json!(self.digests.join(","));
+            }
+            json!({"mediaType": self.media_type, "digest": digest.to_string(), "size": self.manifest.len(),
+                   "annotations": annotations})
+        };
+        match self.tags.is_empty() {
+            true => vec![entry(None)],
+            false => self.tags.iter().map(|tag| entry(Some(tag))).collect(),
+        }
+    }
+
+    /// What manifest.json says of it.
+    fn docker_entry(&self) -> Value {
+        let familiar = |tag: &String| tag.parse::<Reference>().map_or(tag.clone(), |tag| tag.familiar());
+        json!({
+            "Config": blob_path(&self.image.id),
+            "RepoTags": self.tags.iter().map(familiar).collect::<Vec<_>>(),
+            "Layers": self.layers.iter().map(|layer| blob_path(&layer.digest)).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// An archive under construction, with the digests of the blobs that are in it.
+struct Archive<W> {
+    writer: Writer<W>,
+    written: BTreeSet<String>,
+}
+
+impl<W: Write> Archive<W> {
+    fn is_new(&mut self, digest: &str) -> bool {
+        self.written.insert(digest.to_owned())
+    }
+
+    fn blob(&mut self, digest: &str, bytes: &[u8]) -> Result<(), SaveError> {
+        if self.is_new(digest) { self.document(&blob_path(digest), bytes) } else { Ok(()) }
+    }
+
+    fn document(&mut self, path: &str, bytes: &[u8]) -> Result<(), SaveError> {
+        let mut content = bytes;
+        self.writer.file(&entry(path, Kind::File(bytes.len() as u64)), &mut content).map_err(output)
     }
 }
 
@@ -196,11 +315,6 @@ impl Write for Both<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.sink.flush()
     }
-}
-
-fn document<W: Write>(archive: &mut Writer<W>, path: &str, bytes: &[u8]) -> Result<(), SaveError> {
-    let mut content = bytes;
-    archive.file(&entry(path, Kind::File(bytes.len() as u64)), &mut content).map_err(output)
 }
 
 /// Nothing in an archive depends on when or by whom it was made.

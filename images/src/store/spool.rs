@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -14,6 +15,10 @@ use super::load::LoadError;
 
 /// Most entries of such an archive: a few for each layer.
 const MAX_ENTRIES: u64 = 100_000;
+/// Bytes of documents that are read of one archive, each as often as it is referred to: indexes may lead to indexes, and a
+/// hostile one to itself in many ways. A document counts as [`LEAST`] at least.
+const MAX_DOCUMENTS: u64 = 512 << 20;
+const LEAST: u64 = 4096;
 /// Most links from one name to the next (docker's archives of old link equal layers).
 const MAX_LINKS: usize = 8;
 
@@ -21,6 +26,8 @@ const MAX_LINKS: usize = 8;
 pub(super) struct Spool {
     file: File,
     parts: BTreeMap<String, Part>,
+    /// Bytes of documents read so far.
+    documents: AtomicU64,
 }
 
 enum Part {
@@ -56,7 +63,7 @@ impl Spool {
             }
         };
         let parts = parts(&file)?;
-        Ok(Self { file, parts })
+        Ok(Self { file, parts, documents: AtomicU64::new(0) })
     }
 
     /// Where the file with this name is, links followed.
@@ -78,6 +85,11 @@ impl Spool {
         let Some(Range { offset, length }) = self.find(name) else { return Ok(None) };
         if length > limit {
             let reason = format!("{name} has {length} bytes, more than {limit}");
+            return Err(LoadError::NoImages(reason));
+        }
+        let before = self.documents.fetch_add(length.max(LEAST), Ordering::Relaxed);
+        if before > MAX_DOCUMENTS {
+            let reason = format!("its indexes lead to more than {MAX_DOCUMENTS} bytes of documents");
             return Err(LoadError::NoImages(reason));
         }
         let mut bytes = vec![0; length as usize];

@@ -7,6 +7,8 @@ mod check;
 mod connections;
 /// Debian's docker-registry as a child process.
 mod docker_registry;
+/// Files with images as they came.
+mod exact_files;
 /// Disks that are full, and disks that fail.
 mod faults;
 /// Images out of files and into files.
@@ -35,6 +37,8 @@ mod ranges;
 mod removal;
 /// A registry whose answers a test decides.
 mod server;
+/// A registry with TLS and a token service.
+mod token_tls;
 /// Token services, good and bad.
 mod tokens;
 
