@@ -18,8 +18,8 @@ use super::plan::RootfsPlan;
 
 /// Assembles the root filesystem and attaches it at [`layout::ROOTFS`] in the calling process's own mount namespace.
 ///
-/// `scaffold` is the lowest layer, a directory of the agent's. Ids on layers and in the writable directory are those of `user`, if there is one: what is made in the root filesystem
-/// must be made by a user that it maps.
+/// `scaffold` is the lowest layer, a directory of the agent's. Ids on layers and in the writable directory are those of
+/// `user`, if there is one: what is made in the root filesystem must be made by a user that it maps.
 pub(super) fn assemble(
     plan: &RootfsPlan,
     scaffold: Option<String>,
