@@ -62,27 +62,18 @@ impl Vmm {
             UnixListener::bind(path("control")).unwrap().into(),
             console.into(),
         ];
-        let boot = Boot {
-            machine: Some(messages::Machine {
-                id: "test".into(),
-                cpus,
-                memory,
-                memory_max: memory + (1 << 30),
-                scratch_capacity: 1 << 30,
-                block_slots: 8,
-                cmdline_extra: cmdline.into(),
-                ..messages::Machine::default()
-            }),
-            jail: Some(Jail { uid_base: IDS, gid_base: IDS, ids: 65_536, ..Jail::default() }),
-            kvm: 0,
-            kernel: 1,
-            initramfs: 2,
-            scratch: 3,
-            vsock_listener: 4,
-            control_listener: 5,
-            console: 6,
-            ..Boot::default()
+        let machine = messages::Machine {
+            id: "test".into(),
+            cpus,
+            memory,
+            memory_max: memory + (1 << 30),
+            scratch_capacity: 1 << 30,
+            block_slots: 8,
+            cmdline_extra: cmdline.into(),
+            ..messages::Machine::default()
         };
+        let jail = Jail { uid_base: IDS, gid_base: IDS, ids: 65_536, ..Jail::default() };
+        let boot = Boot::in_order(machine, jail);
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         let first = Command::new(program())

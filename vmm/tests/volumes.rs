@@ -98,18 +98,8 @@ fn start_machine(directory: &Path, kvm: OwnedFd) -> Process {
         cmdline_extra: "test.volumes".into(),
         ..messages::Machine::default()
     };
-    let boot = Boot {
-        machine: Some(machine),
-        jail: Some(Jail { uid_base: IDS, gid_base: IDS, ids: 65_536, ..Jail::default() }),
-        kvm: 0,
-        kernel: 1,
-        initramfs: 2,
-        scratch: 3,
-        vsock_listener: 4,
-        control_listener: 5,
-        console: 6,
-        ..Boot::default()
-    };
+    let jail = Jail { uid_base: IDS, gid_base: IDS, ids: 65_536, ..Jail::default() };
+    let boot = Boot::in_order(machine, jail);
     Process::start(&program("HULL_VMM", env!("CARGO_BIN_EXE_hull-vmm")), Call::Boot(boot), &fds)
 }
 

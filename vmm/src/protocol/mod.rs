@@ -38,6 +38,26 @@ impl FrameMessage for messages::Message {
     }
 }
 
+impl messages::Boot {
+    /// A machine whose first descriptors are, in this order: /dev/kvm, kernel, initramfs, scratch disk, the listeners for
+    /// streams and for control connections, console. The tap and those of the jail come after them.
+    pub fn in_order(machine: messages::Machine, jail: messages::Jail) -> Self {
+        Self {
+            machine: Some(machine),
+            jail: Some(jail),
+            kvm: 0,
+            kernel: 1,
+            initramfs: 2,
+            scratch: 3,
+            vsock_listener: 4,
+            control_listener: 5,
+            console: 6,
+            tap: None,
+            agent_port: 0,
+        }
+    }
+}
+
 impl messages::Message {
     /// A request with the number by which its response is known, and with so many descriptors.
     pub fn request(id: u64, call: messages::request::Call, descriptors: usize) -> Self {

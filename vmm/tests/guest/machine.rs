@@ -101,33 +101,18 @@ impl Machine {
             servers: Vec::new(),
             directory,
         };
-        let boot = Boot {
-            machine: Some(messages::Machine {
-                id: "test".into(),
-                cpus,
-                memory,
-                memory_max: memory,
-                scratch_capacity: SCRATCH_CAPACITY,
-                block_slots: 2,
-                ..messages::Machine::default()
-            }),
-            jail: Some(Jail {
-                uid_base: 1_879_048_192,
-                gid_base: 1_879_048_192,
-                ids: 65_536,
-                ..Jail::default()
-            }),
-            kvm: 0,
-            kernel: 1,
-            initramfs: 2,
-            scratch: 3,
-            vsock_listener: 4,
-            control_listener: 5,
-            console: 6,
-            ..Boot::default()
+        let born = messages::Machine {
+            id: "test".into(),
+            cpus,
+            memory,
+            memory_max: memory,
+            scratch_capacity: SCRATCH_CAPACITY,
+            block_slots: 2,
+            ..messages::Machine::default()
         };
+        let jail = Jail { uid_base: 1_879_048_192, gid_base: 1_879_048_192, ids: 65_536, ..Jail::default() };
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-        match machine.call(Call::Boot(boot), &fds) {
+        match machine.call(Call::Boot(Boot::in_order(born, jail)), &fds) {
             Outcome::Booted(booted) => {
                 machine.pid = booted.pid;
                 Some(machine)

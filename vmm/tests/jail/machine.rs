@@ -166,19 +166,8 @@ pub(crate) fn boot(directory: &std::path::Path, cgroups: Option<&Cgroups>) -> (B
         jail.cgroup_tasks = (0..tasks.len()).map(|number| (fds.len() + number) as u32).collect();
         fds.extend(tasks);
     }
-    let boot = Boot {
-        machine: Some(messages::Machine { id: "test".into(), cpus: 1, ..messages::Machine::default() }),
-        jail: Some(jail),
-        kvm: 0,
-        kernel: 1,
-        initramfs: 2,
-        scratch: 3,
-        vsock_listener: 4,
-        control_listener: 5,
-        console: 6,
-        ..Boot::default()
-    };
-    (boot, fds)
+    let machine = messages::Machine { id: "test".into(), cpus: 1, ..messages::Machine::default() };
+    (Boot::in_order(machine, jail), fds)
 }
 
 pub(crate) fn start(directory: &std::path::Path, cgroups: Option<&Cgroups>) -> Confined {

@@ -302,20 +302,7 @@ fn boot_request(
         cmdline_extra: launcher.config.kernel_arguments.clone(),
     };
     let jail = jail(record.uid_base, entry, FILES, OOM_SCORE, &mut fds);
-    let boot = vmm::Boot {
-        machine: Some(machine),
-        jail: Some(jail),
-        kvm: 0,
-        kernel: 1,
-        initramfs: 2,
-        scratch: 3,
-        vsock_listener: 4,
-        control_listener: 5,
-        console: 6,
-        tap,
-        agent_port: 0,
-    };
-    Ok((boot, fds))
+    Ok((vmm::Boot { tap, ..vmm::Boot::in_order(machine, jail) }, fds))
 }
 
 /// Until the agent listens. Whatever ends the machine before that is the error.
