@@ -60,27 +60,42 @@ enum Found<'l> {
     Helper { name: &'l str, server: String },
 }
 
-/// The login for what `image` names, from the first file there is: `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`,
-/// `~/.docker/config.json`. None if nobody has logged in.
+/// The login for what `image` names: of the file `$REGISTRY_AUTH_FILE` if that is set, of `$DOCKER_CONFIG/config.json` if
+/// that is, else of podman's own file or of `~/.docker/config.json`, the first that has one. None if nobody has logged in.
 pub(super) async fn saved(image: &str) -> Result<Option<AuthConfig>, CliError> {
     // What is no reference is for hulld to refuse.
     let Ok(reference) = image.parse::<Reference>() else { return Ok(None) };
-    let Some(path) =
-        place(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
-    else {
-        return Ok(None);
-    };
-    match read(&path) {
-        Ok(logins) => logins.of(&reference).await,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(CliError::local(format!("read the registry logins {}", path.display()), error)),
+    let user = rustix::process::geteuid().as_raw();
+    for path in
+        places(user, |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+    {
+        let found = match read(&path) {
+            Ok(logins) => logins.of(&reference).await?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(CliError::local(format!("read the registry logins {}", path.display()), error));
+            }
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
     }
+    Ok(None)
 }
 
-fn place(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    variable("REGISTRY_AUTH_FILE")
-        .or_else(|| Some(variable("DOCKER_CONFIG")?.join("config.json")))
-        .or_else(|| Some(variable("HOME")?.join(".docker/config.json")))
+/// The files to look into, in this order (containers-auth.json(5), and docker's documentation of `docker login`).
+fn places(user: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    if let Some(named) =
+        variable("REGISTRY_AUTH_FILE").or_else(|| Some(variable("DOCKER_CONFIG")?.join("config.json")))
+    {
+        return vec![named];
+    }
+    let podman = match variable("XDG_RUNTIME_DIR") {
+        Some(directory) => directory.join("containers"),
+        None => PathBuf::from(format!("/run/containers/{user}")),
+    };
+    let docker = variable("HOME").map(|home| home.join(".docker/config.json"));
+    [podman.join("auth.json")].into_iter().chain(docker).collect()
 }
 
 fn read(path: &Path) -> io::Result<Logins> {
@@ -297,14 +312,17 @@ mod tests {
 
     #[test]
     fn the_files_are_looked_for_in_order() {
-        let with = |set: &'static [(&str, &str)]| {
-            place(move |name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+        let with = |set: &[(&str, &str)]| -> Vec<String> {
+            let value =
+                |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            places(7, value).iter().map(|path| path.display().to_string()).collect()
         };
         let all = [("REGISTRY_AUTH_FILE", "/a.json"), ("DOCKER_CONFIG", "/d"), ("HOME", "/h")];
-        assert_eq!(with(Box::leak(Box::new(all))), Some("/a.json".into()));
-        assert_eq!(with(&[("DOCKER_CONFIG", "/d"), ("HOME", "/h")]), Some("/d/config.json".into()));
-        assert_eq!(with(&[("HOME", "/h")]), Some("/h/.docker/config.json".into()));
-        assert_eq!(with(&[]), None);
+        assert_eq!(with(&all), ["/a.json"]);
+        assert_eq!(with(&all[1..]), ["/d/config.json"]);
+        assert_eq!(with(&all[2..]), ["/run/containers/7/auth.json", "/h/.docker/config.json"]);
+        let podman = [("XDG_RUNTIME_DIR", "/run/user/7")];
+        assert_eq!(with(&podman), ["/run/user/7/containers/auth.json"]);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::api::runtime::{AuthConfig, ImageSpec, PullImageRequest};
 ///
 /// Names are completed as usual: busybox is docker.io/library/busybox:latest. Mirrors, certificates and plain-HTTP
 /// registries are configured in /etc/hull/certs.d. Without --creds or --auth, what `docker login` and `podman login` have
-/// saved counts: $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, credential helpers included.
+/// saved counts: $REGISTRY_AUTH_FILE or $DOCKER_CONFIG/config.json if set, else podman's own file and ~/.docker/config.json,
+/// credential helpers included.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
