@@ -16,7 +16,8 @@ pub(super) const VIRTIOFSD: &str = "virtiofsd.log";
 const MOST: u64 = 1 << 20;
 const KEPT: usize = 64 << 10;
 
-/// The end of a text file, at most `length` bytes, or nothing. What guests and VMMs write may be large, and is not read.
+/// The end of a text file, at most `length` bytes, or nothing. What guests and VMMs write may be large, and is not read;
+/// of its control characters only the ends of lines are left, for it goes into logs, records and terminals.
 pub(super) fn tail(path: &Path, length: usize) -> String {
     let read = || {
         let file = File::open(path)?;
@@ -26,7 +27,13 @@ pub(super) fn tail(path: &Path, length: usize) -> String {
         file.read_exact_at(&mut bytes, begin)?;
         Ok::<_, io::Error>(bytes)
     };
-    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.chars()
+        .filter(|letter| !letter.is_control() || *letter == '\n')
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// Cuts off the beginning of what has become too long in a pod's directory.
@@ -63,6 +70,8 @@ mod tests {
         file.set_len(1 << 40).unwrap();
         file.write_all_at(b"\nlast words\n", 1 << 40).unwrap();
         assert_eq!(tail(&path, 12), "last words");
+        std::fs::write(&path, "one\r\n\u{1b}[31mtwo\0\n").unwrap();
+        assert_eq!(tail(&path, 100), "one\n[31mtwo");
     }
 
     #[test]

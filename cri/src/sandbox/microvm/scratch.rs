@@ -79,7 +79,7 @@ impl Scratch {
     /// The template of this size, made if it is missing.
     fn template(&self, length: u64) -> Result<File, SandboxError> {
         let path = self.templates.join(format!("ext4-{}m", length >> 20));
-        if let Ok(template) = File::open(&path) {
+        if let Some(template) = File::open(&path).ok().filter(is_ext4) {
             return Ok(template);
         }
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.templates);
@@ -87,6 +87,8 @@ impl Scratch {
         // Two threads may make the same one: each makes its own, and the last name wins.
         let temporary = temporary_in(&self.templates);
         let named = make_image(&temporary, length, None).and_then(|image| {
+            // It is for all machines to come: a name must not outlive a power cut that the content does not.
+            image.sync_all().map_err(SandboxError::host("make the template", &path))?;
             fs::rename(&temporary, &path).map_err(SandboxError::host("make the template", &path))?;
             Ok(image)
         });
@@ -110,6 +112,12 @@ impl Scratch {
         let bytes = data(&file, offset, offset.saturating_add(length)).map(|(start, end)| end - start).sum();
         Ok(Occupied { bytes, inodes: 0, complete: true })
     }
+}
+
+/// Whether there is a filesystem in the file (Documentation/filesystems/ext4, "Super Block": 0xEF53 at 0x38).
+fn is_ext4(file: &File) -> bool {
+    let mut magic = [0; 2];
+    file.read_exact_at(&mut magic, 1024 + 0x38).is_ok_and(|()| magic == [0x53, 0xEF])
 }
 
 fn temporary_in(directory: &Path) -> PathBuf {
@@ -215,5 +223,24 @@ mod tests {
         scratch.punch(0, length).unwrap();
         assert_eq!(scratch.occupied(0, length).unwrap().bytes, 0);
         assert!(scratch.occupied(length, length).unwrap().bytes > 0, "the neighbour is untouched");
+    }
+
+    #[test]
+    fn a_template_whose_content_a_power_cut_took_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let length = range_length(64 << 20);
+        drop(make(directory.path()).unwrap());
+        let templates = directory.path().join("templates");
+        let scratch = Scratch::of(directory.path(), templates.clone());
+        scratch.format(0, length, None).unwrap();
+        let template = fs::read_dir(&templates).unwrap().next().unwrap().unwrap().path();
+        for size in [0, length] {
+            // Its name is there, and nothing else, or its size as well.
+            File::create(&template).unwrap().set_len(size).unwrap();
+            scratch.punch(0, length).unwrap();
+            scratch.format(0, length, None).unwrap();
+            check(&scratch, 0);
+        }
+        assert_eq!(fs::read_dir(&templates).unwrap().count(), 1);
     }
 }
