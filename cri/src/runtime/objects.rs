@@ -363,6 +363,11 @@ impl Container {
     /// It turned out that its start never reached the agent.
     pub fn start_never_happened(&self, store: &Store) {
         self.change(store, ContainerRecord::start_never_happened);
+        self.run_as_recorded();
+    }
+
+    /// Whether it is over is what its record says.
+    pub fn run_as_recorded(&self) {
         let over = self.with_record(ContainerRecord::is_over);
         self.run.send_modify(|run| run.over = over);
     }

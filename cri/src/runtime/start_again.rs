@@ -65,7 +65,10 @@ impl Runtime {
         if pod.launcher.has_own_kernel() {
             return refuse("with its machine");
         }
-        let _order = self.order_to_end(pod).await;
+        let Some(_order) = self.order_to_end(pod).await else {
+            // It is to find the pod gone should it ever go on, and not another one in its place.
+            return refuse("and an operation in it does not end: remove it");
+        };
         if pod.phase() == PodPhase::Ready {
             return Ok(());
         }

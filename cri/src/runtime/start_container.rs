@@ -40,15 +40,17 @@ impl Runtime {
         let once_more = again == Again::AfterItsEnd && container.phase() == ContainerPhase::Exited;
         if once_more {
             self.forget_run(container, &agent).await?;
+            // Before the record says so: whoever stops it from then on waits for the end that is to come.
+            container.begin_run();
         }
         let begun = container.try_change(&self.store, |record| match once_more {
             true => record.begin_start_again(&self.boot_id),
             false => record.begin_start(&self.boot_id),
-        })?;
-        if once_more && begun {
-            container.begin_run();
+        });
+        if once_more && !matches!(begun, Ok(true)) {
+            container.run_as_recorded();
         }
-        if !begun {
+        if !begun? {
             return Err(Error::FailedPrecondition(format!(
                 "the container {} was started before: it is {:?}",
                 container.id(),

@@ -284,7 +284,8 @@ impl ContainerRecord {
         let known = started_at != 0 && self.started_at != 0;
         match self.phase() {
             ContainerPhase::Starting => known && started_at == self.started_at,
-            ContainerPhase::Running => known && started_at < self.started_at,
+            // Not `<`: the clock may have been set back since.
+            ContainerPhase::Running => known && started_at != self.started_at,
             ContainerPhase::Created | ContainerPhase::Exited => false,
         }
     }
@@ -391,5 +392,10 @@ mod tests {
         assert!(record.is_of_earlier_run(5) && !record.is_of_earlier_run(20));
         assert_eq!((record.started_at, record.finished_at, record.exit_code), (20, 0, 0));
         assert_eq!((record.pid, record.reason.as_str()), (8, ""));
+
+        record.exited(exit(0, false));
+        record.begin_start_again("boot");
+        record.started(9, 3, RunningUser::default());
+        assert!(record.is_of_earlier_run(20) && !record.is_of_earlier_run(3), "the clock was set back");
     }
 }
