@@ -47,3 +47,9 @@ pub fn patience(seconds: u64) -> Duration {
     let factor = if std::env::var_os("HULL_IN_NODE").is_some() { 10 } else { 1 };
     Duration::from_secs(seconds * factor)
 }
+
+/// Where the unified hierarchy is mounted; None: nowhere.
+pub fn unified_cgroups() -> Option<&'static str> {
+    let is_unified = |path: &&str| std::path::Path::new(path).join("cgroup.controllers").exists();
+    ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().find(is_unified)
+}

@@ -14,6 +14,7 @@ use crate::cli::Hull;
 fn run(hull: &Hull, variables: &[(&str, &Path)], arguments: &[&str]) -> (bool, String) {
     let mut command = hull.command(arguments);
     command.env("HOME", "/nonexistent").env_remove("DOCKER_CONFIG").env_remove("REGISTRY_AUTH_FILE");
+    command.env("XDG_RUNTIME_DIR", "/nonexistent");
     let path = std::env::var("PATH").unwrap();
     for (name, value) in variables {
         match *name {
@@ -46,10 +47,13 @@ async fn saved_logins_are_used_by_pull_and_push() {
     let (ok, error) = run(&hull, &[("HOME", home.path())], &["pull", &name]);
     assert!(!ok && error.contains("--creds"), "{error}");
 
-    // The three places
+    // The four places
     let right = format!(r#"{{"auths": {{"{host}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#);
     write(".docker/config.json", &right);
     let (ok, error) = run(&hull, &[("HOME", home.path())], &["pull", &name]);
+    assert!(ok, "{error}");
+    write("run/containers/auth.json", &right);
+    let (ok, error) = run(&hull, &[("XDG_RUNTIME_DIR", &home.path().join("run"))], &["pull", &name]);
     assert!(ok, "{error}");
     write("other/config.json", &right);
     let (ok, error) = run(&hull, &[("DOCKER_CONFIG", &home.path().join("other"))], &["pull", &name]);

@@ -130,12 +130,8 @@ async fn metrics_are_those_that_were_described() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pressure_is_what_the_kernel_says_on_v2_and_on_hybrid() {
     // The unified hierarchy has it, whoever has the controllers.
-    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|path| std::path::Path::new(path).join("cgroup.controllers").exists());
-    let Some(unified) = unified.filter(|_| std::path::Path::new("/proc/pressure/cpu").exists()) else {
-        return;
-    };
+    let has_pressure = std::path::Path::new("/proc/pressure/cpu").exists();
+    let Some(unified) = hull_tests::unified_cgroups().filter(|_| has_pressure) else { return };
     if hull_tests::microvm::by_default() {
         // The files that this test compares with are the guest's.
         return;

@@ -152,13 +152,11 @@ async fn a_pod_that_cannot_be_cleared_away_is_not_ready_until_it_can() {
     let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
 
     // Given a cgroup that the kernel does not let go: something is mounted on it
-    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|path| std::path::Path::new(path).join("cgroup.procs").exists());
-    let leaf = format!("{}/{}/{2}/{2}", unified.unwrap(), daemon.cgroup(), pod.id);
+    let unified = hull_tests::unified_cgroups().unwrap();
+    let leaf = format!("{unified}/{}/{1}/{1}", daemon.cgroup(), pod.id);
     let leaf = match std::path::Path::new(&leaf).exists() {
         true => leaf,
-        false => format!("{}/{}/{}", unified.unwrap(), daemon.cgroup(), pod.id),
+        false => format!("{unified}/{}/{}", daemon.cgroup(), pod.id),
     };
     let none = rustix::mount::MountFlags::empty();
     rustix::mount::mount("none", &leaf, "tmpfs", none, None).unwrap();
