@@ -8,6 +8,7 @@ pub mod config;
 /// Changes, told in order to everybody who listens.
 pub mod events;
 mod image;
+mod rdt;
 pub mod runtime;
 pub mod sandbox;
 /// Capabilities, seccomp, devices, sysctls and paths of containers.

@@ -30,6 +30,7 @@ mod round_trips;
 mod security_apparmor;
 mod security_cdi;
 mod security_context;
+mod security_selinux;
 mod started_again;
 mod stats;
 mod stream_volume;

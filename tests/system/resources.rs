@@ -220,3 +220,40 @@ async fn a_class_of_block_io_is_what_the_nodes_file_says() {
     }
     daemon.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_cache_and_memory_bandwidth_is_a_group_of_resctrl() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    // Given what looks like resctrl, with one group
+    let directory = tempfile::tempdir().unwrap();
+    let resctrl = directory.path();
+    std::fs::create_dir(resctrl.join("gold")).unwrap();
+    for group in ["", "gold"] {
+        std::fs::write(resctrl.join(group).join("tasks"), "").unwrap();
+    }
+    let more = format!("[rdt]\nresctrl = \"{}\"\n", resctrl.display());
+    let daemon = Daemon::start_with("mode = \"builtin\"\n", &more).await;
+    daemon.pull(&name).await;
+    let class = |name: &str, class: &str| {
+        let mut config = pod_config(&daemon, name);
+        let annotation = "rdt.resources.beta.kubernetes.io/container.main";
+        config.annotations.insert(annotation.to_owned(), class.to_owned());
+        config
+    };
+    let mut pod = Pod::run(&daemon, class("unknown", "silver")).await;
+    let status = pod.create(container_config("main", &name, &["/bin/true"])).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("\"silver\"") && status.message().contains("has gold"), "{status}");
+    let mut pod = Pod::run(&daemon, class("gold", "gold")).await;
+    let config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    if hull_tests::microvm::by_default() {
+        let status = pod.create(config).await.unwrap_err();
+        assert!(status.message().contains("its own kernel"), "{status}");
+    } else {
+        // Its first process says of itself that it belongs there
+        pod.start(config).await;
+        assert_eq!(std::fs::read_to_string(resctrl.join("gold/tasks")).unwrap(), "0");
+    }
+    daemon.finish().await;
+}

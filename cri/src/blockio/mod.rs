@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 use crate::api::runtime::{ContainerConfig, PodSandboxConfig};
 
 /// What containerd's and CRI-O's clients write on a container itself.
-const OF_CONTAINER: [&str; 2] = ["io.kubernetes.cri.blockio-class", "io.kubernetes.cri.rdt-class"];
+const OF_CONTAINER: &str = "io.kubernetes.cri.blockio-class";
 /// What is written on a pod, followed by `pod` or `container.NAME`.
-const OF_POD: [&str; 2] = ["blockio.resources.beta.kubernetes.io/", "rdt.resources.beta.kubernetes.io/"];
+const OF_POD: &str = "blockio.resources.beta.kubernetes.io/";
 
 /// Why a container cannot have its class.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +55,6 @@ pub(crate) enum ClassError {
     /// The kernel has nothing to make a class of.
     #[error("the container asks for the block I/O class {0:?}, which needs cgroup v2")]
     NeedsV2(String),
-    /// hull has no classes of this kind.
-    #[error(
-        "the container asks for the RDT class {0:?}: hull assigns no classes of cache and memory bandwidth"
-    )]
-    Rdt(String),
 }
 
 /// What a container's class comes to: files of its cgroup (v2) and their values, a line for each device.
@@ -69,10 +64,7 @@ pub(crate) fn limits(
     file: Option<&Path>,
     v2: bool,
 ) -> Result<BTreeMap<String, String>, ClassError> {
-    if let Some(class) = class(container, pod, 1) {
-        return Err(ClassError::Rdt(class.to_owned()));
-    }
-    let Some(class) = class(container, pod, 0) else { return Ok(BTreeMap::new()) };
+    let Some(class) = class(container, pod, OF_CONTAINER, OF_POD) else { return Ok(BTreeMap::new()) };
     let file = file.ok_or_else(|| ClassError::None(class.to_owned()))?;
     let failed = |reason| ClassError::File { file: file.to_owned(), reason };
     let mut classes = file::read(file).map_err(failed)?;
@@ -88,11 +80,17 @@ pub(crate) fn limits(
     file::to_cgroup(&rules, weights, devices::matching).map_err(failed)
 }
 
-/// The class that is named first: by the container, by its pod for it, by its pod for all. An empty name is none.
-fn class<'a>(container: &'a ContainerConfig, pod: &'a PodSandboxConfig, kind: usize) -> Option<&'a str> {
+/// The class that is named first: by the container (`own`), by its pod for it, by its pod for all (`of_pod`, followed by
+/// `pod` or `container.NAME`). An empty name is none.
+pub(crate) fn class<'a>(
+    container: &'a ContainerConfig,
+    pod: &'a PodSandboxConfig,
+    own: &str,
+    of_pod: &str,
+) -> Option<&'a str> {
     let name = container.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
-    let own = container.annotations.get(OF_CONTAINER[kind]);
-    let of_pod = |suffix: &str| pod.annotations.get(&format!("{}{suffix}", OF_POD[kind]));
+    let of_pod = |suffix: &str| pod.annotations.get(&format!("{of_pod}{suffix}"));
+    let own = container.annotations.get(own);
     let found = own.or_else(|| of_pod(&format!("container.{name}"))).or_else(|| of_pod("pod"));
     found.map(String::as_str).filter(|class| !class.is_empty())
 }
@@ -121,10 +119,13 @@ mod tests {
         let of_app = ("blockio.resources.beta.kubernetes.io/container.app", "app");
         let of_other = ("blockio.resources.beta.kubernetes.io/container.other", "other");
         let own = ("io.kubernetes.cri.blockio-class", "own");
-        assert_eq!(class(&container(&[own]), &pod(&[of_pod, of_app]), 0), Some("own"));
-        assert_eq!(class(&container(&[]), &pod(&[of_pod, of_app]), 0), Some("app"));
-        assert_eq!(class(&container(&[]), &pod(&[of_pod, of_other]), 0), Some("pod"));
-        assert_eq!(class(&container(&[]), &pod(&[of_other]), 0), None);
+        let class = |own: &[(&str, &str)], of_pod: &[(&str, &str)]| {
+            class(&container(own), &pod(of_pod), OF_CONTAINER, OF_POD).map(str::to_owned)
+        };
+        assert_eq!(class(&[own], &[of_pod, of_app]).as_deref(), Some("own"));
+        assert_eq!(class(&[], &[of_pod, of_app]).as_deref(), Some("app"));
+        assert_eq!(class(&[], &[of_pod, of_other]).as_deref(), Some("pod"));
+        assert_eq!(class(&[], &[of_other]), None);
     }
 
     #[test]
@@ -144,7 +145,5 @@ mod tests {
         assert!(told(&asks("slow"), Some(&file), false).unwrap_err().contains("needs cgroup v2"));
         let limits = told(&asks("slow"), Some(&file), true).unwrap();
         assert!(limits.values().all(|value| value.starts_with("default ")), "{limits:?}");
-        let rdt = pod(&[("rdt.resources.beta.kubernetes.io/container.app", "gold")]);
-        assert!(told(&rdt, Some(&file), true).unwrap_err().contains("the RDT class \"gold\""));
     }
 }

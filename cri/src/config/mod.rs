@@ -48,6 +48,8 @@ pub struct Config {
     pub cgroup: CgroupConfig,
     /// What containers may use of disks.
     pub blockio: BlockIoConfig,
+    /// Classes of cache and memory bandwidth.
+    pub rdt: RdtConfig,
     /// How streams of exec, attach and port-forward reach hulld.
     pub streaming: StreamingConfig,
     /// What a RuntimeClass's handler means.
@@ -195,6 +197,15 @@ pub struct BlockIoConfig {
     pub classes: Option<PathBuf>,
 }
 
+/// `[rdt]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RdtConfig {
+    /// Where resctrl is mounted; a class is a directory in it.
+    #[serde(deserialize_with = "value::absolute_path")]
+    pub resctrl: PathBuf,
+}
+
 /// `[streaming]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -295,9 +306,16 @@ impl Default for Config {
             image: ImageConfig::default(),
             cgroup: CgroupConfig::default(),
             blockio: BlockIoConfig::default(),
+            rdt: RdtConfig::default(),
             streaming: StreamingConfig::default(),
             runtimes: RuntimesConfig::default(),
         }
+    }
+}
+
+impl Default for RdtConfig {
+    fn default() -> Self {
+        RdtConfig { resctrl: "/sys/fs/resctrl".into() }
     }
 }
 

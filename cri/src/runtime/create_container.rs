@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hull_images::{Image, LayerHold, LayerId, Reference};
@@ -19,7 +19,9 @@ use crate::api::runtime::{
     ContainerConfig, CreateContainerRequest, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
 use crate::blockio;
+use crate::rdt;
 use crate::security::apparmor::{self, AppArmorError};
+use crate::security::selinux::{self, Labels};
 use crate::security::{cdi, seccomp};
 use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume, SandboxRecord};
 
@@ -100,13 +102,13 @@ impl Runtime {
         };
         let directory = self.container_directory(&id);
         // A request that cannot be planned leaves nothing behind.
-        let record = {
-            let (kernel, classes) = (self.kernel_of(pod), self.config.blockio.classes.clone());
+        let (record, label) = {
+            let node = self.node_of(pod);
             let (pod, directory) = (pod.record(), directory.clone());
             let check = move || {
-                let facts = facts(&record, &pod, kernel, classes.as_deref())?;
+                let facts = facts(&record, &pod, &node)?;
                 container::plan(&record, &pod, &directory, &facts)?;
-                Ok::<_, Error>(record)
+                Ok::<_, Error>((record, facts.labels.mount))
             };
             blocking(check).await??
         };
@@ -115,7 +117,7 @@ impl Runtime {
 
         // The record comes last: killed before it, hulld sweeps the directory as one that nobody knows; with a record,
         // a repeated request would be given a container whose volumes are half filled.
-        let made = self.make_directories(&directory, &record.volumes, &image).await;
+        let made = self.make_directories(&directory, &record.volumes, &image, label).await;
         trace.step("make the directories");
         if let Err(error) = made.and_then(|()| Ok(self.store.containers.put(&record)?)) {
             self.discard(&id).await;
@@ -127,10 +129,17 @@ impl Runtime {
         Ok(id)
     }
 
-    /// The kernel of a pod's containers.
-    pub(super) fn kernel_of(&self, pod: &Pod) -> Kernel {
-        let is_hosts = !pod.launcher.has_own_kernel();
-        Kernel { is_hosts, apparmor: self.apparmor && is_hosts, cgroup_v2: self.layout.unified_controllers }
+    /// What a pod's containers find on this node.
+    pub(super) fn node_of(&self, pod: &Pod) -> Node {
+        let hosts_kernel = !pod.launcher.has_own_kernel();
+        Node {
+            hosts_kernel,
+            apparmor: self.apparmor && hosts_kernel,
+            selinux: self.selinux.clone().filter(|_| hosts_kernel),
+            cgroup_v2: self.layout.unified_controllers,
+            blockio_classes: self.config.blockio.classes.clone(),
+            resctrl: self.config.rdt.resctrl.clone(),
+        }
     }
 
     /// The container's image, its layers held, with those of the images that it mounts.
@@ -181,6 +190,7 @@ impl Runtime {
         directory: &Path,
         volumes: &BTreeMap<String, String>,
         image: &Image,
+        label: String,
     ) -> Result<()> {
         let failed = |error: std::io::Error| {
             Error::Internal(format!("cannot make the container's directory {}: {error}", directory.display()))
@@ -202,7 +212,11 @@ impl Runtime {
         }
         let (directory, volumes) = (directory.to_owned(), volumes.clone());
         let (images, image) = (Arc::clone(&self.images), image.clone());
-        blocking(move || volumes::fill(&directory, &volumes, &images, &image)).await?
+        let fill = move || {
+            volumes::fill(&directory, &volumes, &images, &image)?;
+            volumes.values().try_for_each(|name| label_volume(&directory.join(name), &label))
+        };
+        blocking(fill).await?
     }
 
     /// Takes back a container that was not made whole.
@@ -236,25 +250,35 @@ fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
     }
 }
 
-/// The kernel that a container is to run on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Kernel {
-    /// It is the host's, with the host's devices.
-    pub(super) is_hosts: bool,
-    /// It has AppArmor.
+/// A directory of the container's own gets the label of what is mounted for it.
+fn label_volume(path: &Path, label: &str) -> Result<()> {
+    if label.is_empty() {
+        return Ok(());
+    }
+    let labelled = fs::File::open(path).and_then(|file| selinux::relabel(file.as_fd(), label));
+    labelled.map_err(|error| Error::Internal(format!("cannot label {} for SELinux: {error}", path.display())))
+}
+
+/// What a container can be given on this node.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// It runs on the host's kernel, with the host's devices.
+    pub(super) hosts_kernel: bool,
+    /// That kernel has AppArmor.
     pub(super) apparmor: bool,
+    /// The SELinux policy of that kernel.
+    pub(super) selinux: Option<Arc<selinux::Policy>>,
     /// The host has cgroup v2 with all controllers.
     pub(super) cgroup_v2: bool,
+    /// The file with classes of block I/O.
+    pub(super) blockio_classes: Option<PathBuf>,
+    /// Where classes of cache and memory bandwidth are.
+    pub(super) resctrl: PathBuf,
 }
 
 /// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
 /// always). Blocks for a little while.
-pub(super) fn facts(
-    record: &ContainerRecord,
-    pod: &SandboxRecord,
-    kernel: Kernel,
-    classes: Option<&Path>,
-) -> Result<Facts> {
+pub(super) fn facts(record: &ContainerRecord, pod: &SandboxRecord, node: &Node) -> Result<Facts> {
     let config = record.config.clone().unwrap_or_default();
     let pod_config = pod.config.clone().unwrap_or_default();
     let context = container::context(&config);
@@ -268,19 +292,21 @@ pub(super) fn facts(
     let capabilities = container::capabilities(&context)?.bounding;
     let program = seccomp::compile(kind, capabilities).map_err(|error| Error::Invalid(error.to_string()))?;
     Ok(Facts {
-        devices: devices::look_up(&config.devices, context.privileged, kernel.is_hosts)?,
+        devices: devices::look_up(&config.devices, context.privileged, node.hosts_kernel)?,
         seccomp: program.as_ref().map(|program| program.bpf.clone()).unwrap_or_default(),
         seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
-        cdi: cdi_edits(&config, kernel)?,
-        apparmor_profile: apparmor_profile(&context, kernel.apparmor)?,
-        blockio: blockio(&config, &pod_config, kernel, classes)?,
+        cdi: cdi_edits(&config, node)?,
+        apparmor_profile: apparmor_profile(&context, node.apparmor)?,
+        labels: labels(&context, pod, node)?,
+        blockio: blockio(&config, &pod_config, node)?,
+        rdt_tasks: rdt_tasks(&config, &pod_config, node)?,
     })
 }
 
 /// What CDI devices bring along: things of the host, which only a container on its kernel can use.
-fn cdi_edits(config: &ContainerConfig, kernel: Kernel) -> Result<cdi::Edits> {
+fn cdi_edits(config: &ContainerConfig, node: &Node) -> Result<cdi::Edits> {
     let names = cdi::names(config);
-    if !kernel.is_hosts && !names.is_empty() {
+    if !node.hosts_kernel && !names.is_empty() {
         return Err(Error::Invalid(format!(
             "a pod with its own kernel cannot have the CDI device {}",
             names[0]
@@ -293,15 +319,35 @@ fn cdi_edits(config: &ContainerConfig, kernel: Kernel) -> Result<cdi::Edits> {
 fn blockio(
     config: &ContainerConfig,
     pod: &PodSandboxConfig,
-    kernel: Kernel,
-    classes: Option<&Path>,
+    node: &Node,
 ) -> Result<BTreeMap<String, String>> {
-    let limits = blockio::limits(config, pod, classes, kernel.cgroup_v2)
+    let limits = blockio::limits(config, pod, node.blockio_classes.as_deref(), node.cgroup_v2)
         .map_err(|error| Error::Invalid(error.to_string()))?;
-    if !kernel.is_hosts && !limits.is_empty() {
+    if !node.hosts_kernel && !limits.is_empty() {
         return Err(Error::Invalid("a pod with its own kernel cannot have a class of block I/O".into()));
     }
     Ok(limits)
+}
+
+/// Where the container's class of cache and memory bandwidth takes processes. A machine's processors are threads of the
+/// host's.
+fn rdt_tasks(config: &ContainerConfig, pod: &PodSandboxConfig, node: &Node) -> Result<Option<PathBuf>> {
+    let tasks = rdt::tasks(config, pod, &node.resctrl).map_err(|error| Error::Invalid(error.to_string()))?;
+    if !node.hosts_kernel && tasks.is_some() {
+        return Err(Error::Invalid("a pod with its own kernel cannot have an RDT class".into()));
+    }
+    Ok(tasks)
+}
+
+/// The container's SELinux labels, where its kernel has them.
+fn labels(context: &LinuxContainerSecurityContext, pod: &SandboxRecord, node: &Node) -> Result<Labels> {
+    let wanted = context.selinux_options.clone().unwrap_or_default();
+    let Some(policy) = &node.selinux else {
+        selinux::refuse(&wanted).map_err(Error::selinux)?;
+        return Ok(Labels::default());
+    };
+    let of_pod = Labels { process: pod.process_label.clone(), mount: pod.mount_label.clone() };
+    policy.of_container(&wanted, &of_pod, context.privileged).map_err(Error::selinux)
 }
 
 /// The AppArmor profile to enter, if the kernel has AppArmor.

@@ -8,6 +8,7 @@ use hull_network::NetworkError;
 use tonic::{Code, Status};
 
 use crate::sandbox::SandboxError;
+use crate::security::selinux::SELinuxError;
 use crate::store::StoreError;
 
 /// Why a call failed. The message is a sentence for people; the variant decides the gRPC code.
@@ -74,6 +75,15 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Labels that cannot be are the request's fault, a kernel that does not answer is nobody's.
+    pub(super) fn selinux(error: SELinuxError) -> Self {
+        match error {
+            SELinuxError::Ask { .. } => Self::Internal(error.to_string()),
+            SELinuxError::Exhausted => Self::Unavailable(error.to_string()),
+            _ => Self::Invalid(error.to_string()),
+        }
+    }
+
     /// The gRPC code of this error.
     pub fn code(&self) -> Code {
         match self {

@@ -81,7 +81,7 @@ use crate::sandbox::microvm::MicrovmLauncher;
 use crate::sandbox::process::ProcessLauncher;
 use crate::sandbox::{Launcher, SandboxError};
 use crate::security::seccomp::{self, Profile};
-use crate::security::{apparmor, capabilities};
+use crate::security::{apparmor, capabilities, selinux};
 use crate::store::record::ContainerPhase;
 use crate::store::{Store, StoreError};
 use crate::streaming::tls::Tls;
@@ -151,6 +151,8 @@ pub struct Runtime {
     /// Owns cgroups below slices; None: hull owns them all.
     systemd: Option<Arc<Systemd>>,
     apparmor: bool,
+    /// None: the kernel confines nobody by SELinux.
+    selinux: Option<Arc<selinux::Policy>>,
     /// Why pods can have no user namespaces here.
     user_namespaces: std::result::Result<(), String>,
     started_at: i64,
@@ -205,6 +207,7 @@ impl Runtime {
             layout,
             systemd,
             apparmor: host::has_apparmor(),
+            selinux: selinux::Policy::of_node().map(Arc::new),
             user_namespaces,
             started_at: host::now(),
             counting: Semaphore::new(1),

@@ -12,8 +12,9 @@ use super::objects::{Pod, pod_key};
 use super::trace::Trace;
 use super::translate::pod;
 use super::{Error, PodRequest, Result, Runtime, host};
-use crate::api::runtime::{PodSandboxConfig, RunPodSandboxRequest};
+use crate::api::runtime::{NamespaceMode, PodSandboxConfig, RunPodSandboxRequest};
 use crate::sandbox::{Launched, Launcher, Nascent, Outside, Place};
+use crate::security::selinux::{self, Labels, Promise};
 use crate::store::record::{PodPhase, SandboxRecord};
 use crate::systemd::slice;
 
@@ -83,6 +84,8 @@ impl Runtime {
         let shm_size = self.config.pod.shm_size;
         pod::create_sandbox(&id, &config, &[], &host, shm_size, cgroup_levels > 0, own_kernel)?;
 
+        let (labels, _promise) = self.labels_of_pod(&id, &config, namespaces, own_kernel)?;
+
         let record = SandboxRecord {
             id: id.clone(),
             config: Some(config.clone()),
@@ -94,6 +97,8 @@ impl Runtime {
             cgroup_parent,
             cgroup_levels,
             hostname,
+            process_label: labels.process,
+            mount_label: labels.mount,
             ..Default::default()
         };
         trace.step("check the request");
@@ -110,6 +115,28 @@ impl Runtime {
                 Err(error)
             }
         }
+    }
+
+    /// The SELinux labels of a new pod. A machine's kernel has none, and its processes are not the host's.
+    fn labels_of_pod(
+        &self,
+        id: &str,
+        config: &PodSandboxConfig,
+        namespaces: pod::Namespaces,
+        own_kernel: bool,
+    ) -> Result<(Labels, Option<Promise>)> {
+        let wanted = pod::security(config).selinux_options.unwrap_or_default();
+        let policy = self.selinux.as_ref().filter(|_| !own_kernel);
+        let Some(policy) = policy else {
+            selinux::refuse(&wanted).map_err(Error::selinux)?;
+            return Ok(Default::default());
+        };
+        let shared = namespaces.host_ipc || namespaces.pid == NamespaceMode::Node;
+        let is_taken = |level: &str| {
+            let has = |record: &SandboxRecord| selinux::level_of(&record.process_label) == level;
+            self.objects.pods().iter().any(|pod| pod.with_record(has))
+        };
+        policy.of_pod(&wanted, shared, id, is_taken).map_err(Error::selinux)
     }
 
     /// Makes the pod of a record; it is ready then, and visible if it was not.
@@ -131,7 +158,9 @@ impl Runtime {
             pod.with_record(|record| record.cgroup_levels > 0 || slice::is_slice(&record.cgroup_parent));
         let shm_size = self.config.pod.shm_size;
         let own_kernel = pod.launcher.has_own_kernel();
-        let request = pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours, own_kernel)?;
+        let mut request =
+            pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours, own_kernel)?;
+        request.mount_label = pod.with_record(|record| record.mount_label.clone());
         let outside = Outside {
             network_namespace: attachment.as_ref().map(|attachment| attachment.namespace.clone()),
             host_shm: pod::namespaces(config)?.host_ipc,

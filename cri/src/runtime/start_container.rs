@@ -125,12 +125,11 @@ impl Runtime {
     async fn prepare(&self, container: &Container) -> Result<(StartContainer, Slots)> {
         let (record, pod) = (container.record(), container.pod.record());
         let directory = self.container_directory(container.id());
-        let (launcher, kernel) = (Arc::clone(&container.pod.launcher), self.kernel_of(&container.pod));
+        let (launcher, node) = (Arc::clone(&container.pod.launcher), self.node_of(&container.pod));
         let (doing, place) = (doing(container), container.pod.place());
-        let classes = self.config.blockio.classes.clone();
         // One thread that may wait for all of it: each change of threads costs more than most of the steps.
         let prepare = move || {
-            let facts = facts(&record, &pod, kernel, classes.as_deref())?;
+            let facts = facts(&record, &pod, &node)?;
             let mut plan = container::plan(&record, &pod, &directory, &facts)?;
             let slots = launcher.open(&place, &mut plan.start, &plan.sources);
             Ok((plan.start, slots.map_err(Error::sandbox(doing))?))

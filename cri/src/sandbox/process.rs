@@ -18,7 +18,7 @@ use hull_agent::protocol::messages::{self, request, response};
 use hull_agent::sandbox::{IdMap, PodNamespaces};
 use hull_images::ImageStore;
 
-use super::source::{clone_tree, open_host_tree, open_log, open_own};
+use super::source::{clone_tree, open_host_tree, open_log, open_own, open_tasks};
 use super::{
     Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,
     SandboxError, Slots, Source, user_namespace,
@@ -178,6 +178,7 @@ impl Launcher for ProcessLauncher {
                 Source::Tree(tree) => open_host_tree(tree)?,
                 Source::Own(path) => open_own(path)?,
                 Source::Log(place) => open_log(place)?,
+                Source::Tasks(path) => open_tasks(path)?,
             };
             slots.descriptor(fd);
         }

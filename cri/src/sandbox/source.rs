@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::SandboxError;
 use super::reach::reach;
+use crate::security::selinux::relabel;
 
 /// One thing from outside the pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,8 @@ pub enum Source {
     Own(PathBuf),
     /// The log file, opened for append; made with its directories if missing.
     Log(LogPlace),
+    /// A file of resctrl's that takes processes, opened for writing.
+    Tasks(PathBuf),
 }
 
 /// Where a container's log is.
@@ -51,6 +54,8 @@ pub struct HostTree {
     pub path: PathBuf,
     /// How mounts pass between host and container; what the host's mount must allow.
     pub propagation: Propagation,
+    /// SELinux label that everything there gets first.
+    pub label: Option<String>,
 }
 
 /// A detached copy of the mounts at `path`, with all below it.
@@ -79,6 +84,9 @@ pub(super) fn open_host_tree(tree: &HostTree) -> Result<OwnedFd, SandboxError> {
     };
     let place = place.map_err(SandboxError::host("open the mount source", path))?;
     check_propagation(tree, &place)?;
+    if let Some(label) = &tree.label {
+        relabel(place.as_fd(), label).map_err(SandboxError::host("label for SELinux", path))?;
+    }
     clone_reached(&place).map_err(SandboxError::host("open the mount source", path))
 }
 
@@ -86,6 +94,12 @@ pub(super) fn open_host_tree(tree: &HostTree) -> Result<OwnedFd, SandboxError> {
 pub(super) fn open_own(path: &Path) -> Result<OwnedFd, SandboxError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, path, flags).map_err(|errno| SandboxError::host("open", path)(errno.into()))
+}
+
+/// Opens what a class of cache and memory bandwidth takes its processes by.
+pub(super) fn open_tasks(path: &Path) -> Result<OwnedFd, SandboxError> {
+    let opened = fs::OpenOptions::new().write(true).open(path);
+    opened.map(OwnedFd::from).map_err(SandboxError::host("open the RDT class's", path))
 }
 
 /// Opens a container's log. Below the pod's directory no link is followed and nothing but a plain file is opened: a
@@ -176,7 +190,8 @@ mod tests {
     fn a_missing_mount_source_becomes_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b");
-        open_host_tree(&HostTree { path: path.clone(), propagation: Propagation::Private }).unwrap();
+        open_host_tree(&HostTree { path: path.clone(), propagation: Propagation::Private, label: None })
+            .unwrap();
         assert!(path.is_dir());
     }
 
@@ -185,7 +200,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("link");
         std::os::unix::fs::symlink("/nowhere/at/all", &path).unwrap();
-        let error = open_host_tree(&HostTree { path, propagation: Propagation::Private }).unwrap_err();
+        let error =
+            open_host_tree(&HostTree { path, propagation: Propagation::Private, label: None }).unwrap_err();
         assert!(error.to_string().contains("make the missing mount source"), "{error}");
     }
 

@@ -15,5 +15,7 @@ pub mod devices;
 pub mod paths;
 /// Seccomp profiles, compiled to BPF.
 pub mod seccomp;
+/// SELinux labels of pods and containers.
+pub mod selinux;
 /// Which sysctls a pod may set.
 pub mod sysctl;

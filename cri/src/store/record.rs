@@ -91,6 +91,12 @@ pub struct SandboxRecord {
     /// The overhead of the sandbox itself, where that was changed after it was made.
     #[prost(message, optional, tag = "41")]
     pub overhead: Option<LinuxContainerResources>,
+    /// SELinux label of its processes; empty: none was set.
+    #[prost(string, tag = "42")]
+    pub process_label: String,
+    /// SELinux label of what is mounted for its containers; empty: none was set.
+    #[prost(string, tag = "43")]
+    pub mount_label: String,
 }
 
 /// What of an image's configuration a container needs; the image may be gone by the time it is started.

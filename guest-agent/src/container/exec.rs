@@ -26,6 +26,8 @@ pub struct RunningContainer<'a> {
     pub process: &'a messages::Process,
     /// It has a cgroup namespace of its own.
     pub private_cgroup_namespace: bool,
+    /// Takes its processes into their class of cache and memory bandwidth.
+    pub rdt_tasks: Option<BorrowedFd<'a>>,
     /// Where it lives; `None`: where the agent does.
     pub user_namespace: Option<&'a UserNamespace>,
 }
@@ -55,6 +57,7 @@ fn exec_process(
     reporter: &Reporter,
 ) -> Result<Infallible, Failure> {
     let own = execute::begin(process)?;
+    container.rdt_tasks.map_or(Ok(()), execute::join_class)?;
     let null = agent_null()?;
     let mut namespaces = Namespaces::MOUNT;
     if container.private_cgroup_namespace {

@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hull_sys::process::CStringArray;
-use hull_sys::{privilege, process, signal};
+use hull_sys::{confine, privilege, process, signal};
 use rustix::fs::{Access, Mode};
 use rustix::io::Errno;
 use rustix::process::Rlimit;
@@ -33,11 +33,29 @@ pub(super) fn begin(process: &ProcessPlan) -> Result<OwnProc, Failure> {
         OwnProc::open()
     };
     let own = prepare().during(Stage::Start, || "cannot prepare the process")?;
+    leave_keyring(process, &own)?;
     if let Some(value) = process.oom_score_adj {
         sandbox::set_oom_score_adj(own.as_fd(), value)
             .during(Stage::Privileges, || "cannot set the OOM score of the process")?;
     }
     Ok(own)
+}
+
+/// What the agent's session keyring holds is not the container's. A new one has the label that the process will have.
+fn leave_keyring(process: &ProcessPlan, own: &OwnProc) -> Result<(), Failure> {
+    let label = &process.selinux_label;
+    if !label.is_empty() {
+        own.write_attribute("keycreate", label)
+            .during(Stage::Privileges, || format!("cannot set the SELinux label {label} of the keyring"))?;
+    }
+    confine::leave_session_keyring().during(Stage::Privileges, || "cannot leave the agent's session keyring")
+}
+
+/// Puts the process, and so those that it will make, into its class of cache and memory bandwidth.
+pub(super) fn join_class(tasks: BorrowedFd<'_>) -> Result<(), Failure> {
+    // Zero is whoever writes it (Documentation/arch/x86/resctrl.rst, "tasks").
+    let written = rustix::io::write(tasks, b"0");
+    written.map(drop).during(Stage::Start, || "cannot enter the RDT class")
 }
 
 /// The user, by the files of `root`.

@@ -209,6 +209,12 @@ fn prepare(
     in_cgroup(cgroup.enter_v1_cpu())?;
     reporter.done(Done::Cgroup);
     let own = execute::begin(&plan.process)?;
+    if let Some(slot) = plan.rdt_tasks {
+        let tasks = slots.get(slot);
+        execute::join_class(tasks.ok_or_else(|| {
+            Failure::new(Stage::Start, format!("the request brought no slot {slot}, the RDT class's"))
+        })?)?;
+    }
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private)
         .during(Stage::Mount, || "cannot make the container's mounts private")?;
@@ -216,7 +222,8 @@ fn prepare(
     if let Some(user) = user_namespace {
         inner::act_as_root_of(user)?;
     }
-    let root = rootfs::assemble(&plan.rootfs, scaffold::layer(plan, slots), slots, user_namespace)?;
+    let lowest = scaffold::layer(plan, slots);
+    let root = rootfs::assemble(&plan.rootfs, lowest, &plan.mount_label, slots, user_namespace)?;
     let user = execute::resolve_user(&plan.process, &root, &own)?;
     reporter.done(Done::Rootfs);
     devices::make_elsewhere(&root, &plan.devices)?;

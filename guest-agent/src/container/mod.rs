@@ -32,6 +32,7 @@ use std::time::Duration;
 pub use exec::{RunningContainer, exec};
 pub use failure::{Failure, Stage};
 pub use launch::launch;
+pub(crate) use mounts::with_label;
 pub use plan::{ContainerPlan, PlanError};
 pub use reaper::start_reaper;
 pub use slots::Slots;

@@ -1,13 +1,14 @@
 //! Carries out the mounts of a plan, each by descriptor: a path of the image is resolved inside the root, once, and
 //! what was resolved is what is mounted on.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use hull_sys::mount::{
     self, Attributes, FsMountFlags, FsOpenFlags, MountAttrFlags as Attr, MoveMountFlags, OpenTreeFlags,
     Propagation,
 };
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::io::Errno;
 
 use crate::protocol::messages;
 use crate::sandbox::Hierarchy;
@@ -120,25 +121,35 @@ fn tree<'a>(plan: &ContainerPlan, step: &MountStep, slots: &Slots<'a>) -> Result
             .during(Stage::Mount, || format!("cannot mount {kind} at {}", step.destination))
             .map(Tree::Made)
     };
+    let label = plan.mount_label.as_str();
     match &step.source {
         Source::Proc => make("proc", &[], attributes),
         Source::Sysfs => make("sysfs", &[], attributes),
-        Source::Mqueue => make("mqueue", &[], attributes),
+        Source::Mqueue => {
+            let tree = make("mqueue", &[], attributes)?;
+            // One for all containers of the pod: the kernel lets no mount of it have an own label.
+            label_root(tree.as_fd(), label)?;
+            Ok(tree)
+        }
         Source::Cgroup2 => make("cgroup2", &[], attributes),
         // runtime-spec config-linux.md, "Default Filesystems".
         Source::Devpts => {
             let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
             let group = user.map_or(Some(TTY), |user| user.gids.outside(TTY)).map(|gid| gid.to_string());
             options.extend(group.iter().map(|gid| ("gid", gid.as_str())));
-            make("devpts", &options, attributes)
+            make("devpts", &with_label(&options, label), attributes)
         }
         Source::Dev { size, mode } | Source::Tmpfs { size, mode } => {
             let (size, mode) = (size.to_string(), format!("{mode:o}"));
             let all = [("mode", mode.as_str()), ("size", size.as_str())];
-            make("tmpfs", if size == "0" { &all[..1] } else { &all }, attributes)
+            let wanted = if size == "0" { &all[..1] } else { &all };
+            make("tmpfs", &with_label(wanted, label), attributes)
         }
         // Read-only only when its directories are made.
-        Source::CgroupV1(_) => make("tmpfs", &[("mode", "755"), ("size", "64k")], step.flags.set),
+        Source::CgroupV1(_) => {
+            let options = [("mode", "755"), ("size", "64k")];
+            make("tmpfs", &with_label(&options, label), step.flags.set)
+        }
         Source::Pod(path) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let tree = mount::open_tree(CWD, *path, flags)
@@ -155,7 +166,7 @@ fn tree<'a>(plan: &ContainerPlan, step: &MountStep, slots: &Slots<'a>) -> Result
             Ok(Tree::Brought(tree))
         }
         Source::Image { layers, sub_path } => {
-            let tree = image_volume(layers, sub_path, slots, user)?;
+            let tree = image_volume(layers, sub_path, label, slots, user)?;
             set_flags(tree.as_fd(), step.flags, None, &step.destination)?;
             Ok(Tree::Made(tree))
         }
@@ -188,6 +199,28 @@ const fn propagation(wanted: messages::Propagation) -> Option<Propagation> {
         messages::Propagation::Private => Some(Propagation::Private),
         messages::Propagation::HostToContainer => Some(Propagation::Slave),
         messages::Propagation::Bidirectional => None,
+    }
+}
+
+/// Options of a mount whose files all have the SELinux label, if there is one.
+pub(crate) fn with_label<'a>(options: &[(&'a str, &'a str)], label: &'a str) -> Vec<(&'a str, &'a str)> {
+    let context = (!label.is_empty()).then_some(("context", label));
+    options.iter().copied().chain(context).collect()
+}
+
+/// Gives the root of a detached mount an SELinux label, where its file system can have some.
+fn label_root(tree: BorrowedFd<'_>, label: &str) -> Result<(), Failure> {
+    if label.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/proc/thread-self/fd/{}", tree.as_raw_fd());
+    match rustix::fs::setxattr(path, "security.selinux", label.as_bytes(), XattrFlags::empty()) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(Failure::system(
+            Stage::Mount,
+            format!("cannot give a mount the SELinux label {label}"),
+            error,
+        )),
     }
 }
 

@@ -94,6 +94,10 @@ pub struct ContainerPlan {
     pub(super) masked_paths: Vec<String>,
     pub(super) cgroup_namespace: CgroupNamespace,
     pub(super) process: ProcessPlan,
+    /// SELinux label of what is mounted for the container alone; empty: none.
+    pub(super) mount_label: String,
+    /// The slot of the file that takes its processes into their class of cache and memory bandwidth.
+    pub(super) rdt_tasks: Option<u32>,
     /// Where the container lives; `None`: where the agent does.
     pub(super) user_namespace: Option<Arc<UserNamespace>>,
     /// As it was asked for; the settled form is what execs inherit.
@@ -167,6 +171,8 @@ impl ContainerPlan {
             masked_paths,
             cgroup_namespace,
             process: ProcessPlan::new(process)?,
+            mount_label: process_plan::label(&spec.mount_label)?.to_owned(),
+            rdt_tasks: spec.rdt_tasks,
             user_namespace: pod.user_namespace.clone(),
             request: process.clone(),
         })

@@ -94,6 +94,14 @@ impl ProcessPlan {
     }
 }
 
+/// The SELinux label, if it can be one.
+pub(super) fn label(text: &str) -> Result<&str, PlanError> {
+    match text.chars().any(char::is_control) || text.len() >= MAX_PATH {
+        true => Err(PlanError::BadText(text.chars().take(80).collect())),
+        false => Ok(text),
+    }
+}
+
 /// `process` as another process of the same container would be asked for: user in numbers, groups exact.
 pub(super) fn settled(process: &messages::Process, identity: &Identity) -> messages::Process {
     use messages::user::{Group, User};

@@ -18,11 +18,13 @@ use super::plan::RootfsPlan;
 
 /// Assembles the root filesystem and attaches it at [`layout::ROOTFS`] in the calling process's own mount namespace.
 ///
-/// `scaffold` is the lowest layer, a directory of the agent's. Ids on layers and in the writable directory are those of
-/// `user`, if there is one: what is made in the root filesystem must be made by a user that it maps.
+/// `scaffold` is the lowest layer, a directory of the agent's; `label` is SELinux's, empty for none. Ids on layers and in
+/// the writable directory are those of `user`, if there is one: what is made in the root filesystem must be made by a
+/// user that it maps.
 pub(super) fn assemble(
     plan: &RootfsPlan,
     scaffold: Option<String>,
+    label: &str,
     slots: &Slots<'_>,
     user: Option<&UserNamespace>,
 ) -> Result<Root, Failure> {
@@ -33,7 +35,7 @@ pub(super) fn assemble(
     attached.during(Stage::Rootfs, || "cannot attach the writable directory of the root filesystem")?;
     prepare_writable(writable, &lower[0])
         .during(Stage::Rootfs, || "cannot prepare the writable directory of the root filesystem")?;
-    mount_overlay(&lower).map(Root::new).during(Stage::Rootfs, || {
+    mount_overlay(&lower, label).map(Root::new).during(Stage::Rootfs, || {
         format!("cannot mount the root filesystem of {} layers with overlayfs", lower.len())
     })
 }
@@ -79,15 +81,16 @@ pub(super) fn map_ids(tree: BorrowedFd<'_>, user: Option<&UserNamespace>, below:
 pub(super) fn image_volume(
     layers: &[u32],
     sub_path: &str,
+    label: &str,
     slots: &Slots<'_>,
     user: Option<&UserNamespace>,
 ) -> Result<OwnedFd, Failure> {
     let mut lower = attach_layers(layers, slots, user)?;
     // An overlay without a writable directory has two layers at least; and one alone would show its whiteouts.
     lower.push(layout::EMPTY.to_owned());
-    let overlay = match overlay(&lower, false) {
+    let overlay = match overlay(&lower, false, label) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            overlay_with_options(&lower, false, layout::VOLUME).map_err(|_| error)
+            overlay_with_options(&lower, false, label, layout::VOLUME).map_err(|_| error)
         }
         result => result.and_then(|overlay| attach(overlay.as_fd(), layout::VOLUME).map(|()| overlay)),
     };
@@ -160,12 +163,12 @@ fn allow_again(writable: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Mounts the overlay at [`layout::ROOTFS`] and returns its root.
-fn mount_overlay(lower: &[String]) -> io::Result<OwnedFd> {
-    match overlay(lower, true) {
+fn mount_overlay(lower: &[String], label: &str) -> io::Result<OwnedFd> {
+    match overlay(lower, true, label) {
         Ok(overlay) => attach(overlay.as_fd(), layout::ROOTFS).map(|()| overlay),
         // Linux before 6.8 does not know layers given one by one, and answers only this.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            overlay_with_options(lower, true, layout::ROOTFS).map_err(|_| error)
+            overlay_with_options(lower, true, label, layout::ROOTFS).map_err(|_| error)
         }
         Err(error) => Err(error),
     }
@@ -173,12 +176,16 @@ fn mount_overlay(lower: &[String]) -> io::Result<OwnedFd> {
 
 /// The old way: all layers in one option of mount(2), by their short names in the directory of layers, so that the most
 /// that overlayfs stacks still fit into the page that options can have.
-fn overlay_with_options(lower: &[String], writable: bool, target: &str) -> io::Result<OwnedFd> {
+fn overlay_with_options(lower: &[String], writable: bool, label: &str, target: &str) -> io::Result<OwnedFd> {
     let below = format!("{}/", layout::LAYERS);
     let names: Vec<&str> = lower.iter().map(|path| path.strip_prefix(&below).unwrap_or(path)).collect();
     let mut options = format!("lowerdir={},index=off,xino=off", names.join(":"));
     if writable {
         options += &format!(",upperdir={0}/upper,workdir={0}/work,volatile", layout::WRITABLE);
+    }
+    if !label.is_empty() {
+        // Categories are separated by commas, as options are.
+        options += &format!(",context=\"{label}\"");
     }
     let options = std::ffi::CString::new(options)?;
     rustix::process::chdir(layout::LAYERS)?;
@@ -193,7 +200,7 @@ fn overlay_with_options(lower: &[String], writable: bool, target: &str) -> io::R
 /// A detached overlay. Layers are given one by one and by path: their number is not bounded by the length of one
 /// option, and by descriptor is EBADF on Linux 6.12. Volatile: without it the end of every container syncs the whole
 /// filesystem of the writable directory.
-fn overlay(lower: &[String], writable: bool) -> io::Result<OwnedFd> {
+fn overlay(lower: &[String], writable: bool, label: &str) -> io::Result<OwnedFd> {
     let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configure = || -> rustix::io::Result<OwnedFd> {
         mount::fsconfig_set_string(&context, "source", "overlay")?;
@@ -207,6 +214,9 @@ fn overlay(lower: &[String], writable: bool) -> io::Result<OwnedFd> {
         }
         mount::fsconfig_set_string(&context, "index", "off")?;
         mount::fsconfig_set_string(&context, "xino", "off")?;
+        if !label.is_empty() {
+            mount::fsconfig_set_string(&context, "context", label)?;
+        }
         mount::fsconfig_create(&context)?;
         mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     };
@@ -286,11 +296,11 @@ mod tests {
                 fs::read_to_string(format!("{}/which", layout::ROOTFS)).unwrap()
             };
             let lower: Vec<String> = (0..300).map(|number| format!("{}/{number}", layout::LAYERS)).collect();
-            assert_eq!(seen(overlay_with_options(&lower, true, layout::ROOTFS).unwrap()), "0");
+            assert_eq!(seen(overlay_with_options(&lower, true, "", layout::ROOTFS).unwrap()), "0");
             mount::unmount(layout::ROOTFS, mount::UnmountFlags::empty()).unwrap();
             let writable = fs::File::open(layout::WRITABLE).unwrap();
             allow_again(writable.as_fd()).unwrap();
-            assert_eq!(seen(mount_overlay(&lower).unwrap()), "0");
+            assert_eq!(seen(mount_overlay(&lower, "").unwrap()), "0");
         });
     }
 }

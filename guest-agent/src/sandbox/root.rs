@@ -9,6 +9,7 @@ use hull_sys::mount::{
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::{Doing, SandboxError, layout};
+use crate::container::with_label;
 use crate::protocol::messages;
 
 /// Bytes of the root's tmpfs. Containers can write to the files in it (/etc/hosts), so this bounds what they can fill.
@@ -30,7 +31,7 @@ pub(super) fn leave_host(
     let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
     mount::set_attributes_at(CWD, c"/", true, &private).doing("make the agent's mounts private")?;
     let cgroup = host_cgroup(spec)?;
-    let root = new_root()?;
+    let root = new_root(&spec.mount_label)?;
     rustix::process::fchdir(&root).doing("enter the agent's root")?;
     fill(spec, owner)?;
     mount_below(shm, cgroup, spec, owner)?;
@@ -60,11 +61,12 @@ fn host_cgroup(spec: &messages::CreateSandbox) -> Result<Option<OwnedFd>, Sandbo
         .doing(format!("take the cgroup hierarchy at {}", layout.unified))
 }
 
-/// A tmpfs, mounted over /proc: any directory does, and every root that the agent starts in has this one.
-fn new_root() -> Result<OwnedFd, SandboxError> {
+/// A tmpfs with this label, mounted over /proc: any directory does, and every root that the agent starts in has this one.
+fn new_root(label: &str) -> Result<OwnedFd, SandboxError> {
     let attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
     let options = [("size", ROOT_SIZE), ("nr_inodes", ROOT_INODES), ("mode", "755")];
-    let root = filesystem("tmpfs", &options, attributes)?;
+    // Containers see what is on it: /etc/hosts, and what hides masked paths.
+    let root = filesystem("tmpfs", &with_label(&options, label), attributes)?;
     attach(root.as_fd(), "/proc")?;
     Ok(root)
 }
@@ -172,6 +174,6 @@ fn mount_below(
     let size = if spec.shm_size == 0 { DEFAULT_SHM } else { spec.shm_size };
     let (size, uid, gid) = (size.to_string(), owner.0.to_string(), owner.1.to_string());
     let options = [("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
-    let tmpfs = filesystem("tmpfs", &options, NO_ALL)?;
+    let tmpfs = filesystem("tmpfs", &with_label(&options, &spec.mount_label), NO_ALL)?;
     attach(tmpfs.as_fd(), relative(layout::SHM))
 }

@@ -34,6 +34,8 @@ pub(super) struct Container {
     /// The first process died with everything in its own PID namespace; in a shared one others may go on.
     pub(super) own_pid_namespace: bool,
     pub(super) private_cgroup_namespace: bool,
+    /// Takes its processes into their class of cache and memory bandwidth.
+    pub(super) rdt_tasks: Option<OwnedFd>,
     /// What the caller was told at the start.
     pub(super) started: ContainerStarted,
     pub(super) log: LogFile,

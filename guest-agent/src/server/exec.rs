@@ -109,6 +109,7 @@ impl Server {
             cgroup: &container.leaf,
             process: own,
             private_cgroup_namespace: container.private_cgroup_namespace,
+            rdt_tasks: container.rdt_tasks.as_ref().map(AsFd::as_fd),
             user_namespace: self.pod.facts.user_namespace.as_deref(),
         };
         let serial_of_container = container.serial;

@@ -8,6 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Server;
 use super::container::{Container, OomState, Phase};
+use super::exec::own_end;
 use super::failure::CallError;
 use super::output::Log;
 use super::poll::Source;
@@ -38,6 +39,7 @@ impl Server {
         self.check_new(&spec.id, &spec.cgroup_leaf)?;
         let context = || format!("cannot start container {}", spec.id);
         let log = Log::new(spec, slots)?;
+        let rdt_tasks = spec.rdt_tasks.map(|slot| own_end(slots, slot, "RDT class")).transpose()?;
         let plan = ContainerPlan::new(spec, &self.pod.facts)
             .map_err(|error| CallError::invalid(error.to_string()).during(context()))?;
         let leaf = self
@@ -89,6 +91,7 @@ impl Server {
             leaf_name: spec.cgroup_leaf.clone(),
             own_pid_namespace: spec.pid_mode() == PidMode::PidContainer,
             private_cgroup_namespace: spec.private_cgroup_namespace,
+            rdt_tasks,
             started: ContainerStarted { steps: Vec::new(), ..started.clone() },
             log: LogFile::new(file),
             stdout: stream(stdout, Stream::Stdout, to_stdout),

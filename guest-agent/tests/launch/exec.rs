@@ -14,6 +14,8 @@ crate::tests!(
     an_exec_can_have_a_terminal,
     an_exec_of_nothing_says_so,
     an_exec_survives_a_hostile_container,
+    each_process_enters_its_class_of_cache_and_memory_bandwidth,
+    no_process_has_the_session_keyring_of_the_agent,
 );
 
 const SLEEP: &str = "echo ready; exec sleep 1000";
@@ -137,5 +139,50 @@ fn an_exec_survives_a_hostile_container() {
     request.terminal = true;
     let error = pod.exec_request(&running, &request, true).err().unwrap().to_string();
     assert!(error.contains("/etc/passwd"), "{error}");
+    running.kill();
+}
+
+fn each_process_enters_its_class_of_cache_and_memory_bandwidth() {
+    let image = image("image", |_| ());
+    let mut wanted = Wanted::script("one", &image, SLEEP);
+    let path = crate::support::scratch().join("tasks");
+    let tasks = File::options().append(true).create(true).open(&path).unwrap();
+    wanted.spec.rdt_tasks = Some(wanted.slot(tasks.try_clone().unwrap().into()));
+    // A class that takes nobody: the process does not run outside of it.
+    let mut refused = Wanted::script("two", &image, SLEEP);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    refused.spec.rdt_tasks = Some(refused.slot(full.into()));
+    let mut pod = Pod::enter();
+    pod.rdt_tasks = Some(tasks.try_clone().unwrap().into());
+    let mut running = pod.start(&wanted).unwrap();
+    assert_eq!(running.line(), "ready");
+    assert_eq!(pod.exec(&running, "exit 7").code, 7);
+    // Zero is whoever writes it.
+    assert_eq!(pod.on_host(|| std::fs::read_to_string(&path)).unwrap(), "00");
+    running.kill();
+    let error = pod.start(&refused).err().unwrap();
+    assert!(error.to_string().contains("cannot enter the RDT class"), "{error}");
+    refused.spec.rdt_tasks = Some(99);
+    assert!(pod.start(&refused).err().unwrap().to_string().contains("no slot 99"));
+    assert_eq!(pod.processes(), []);
+}
+
+fn no_process_has_the_session_keyring_of_the_agent() {
+    hull_sys::confine::leave_session_keyring().unwrap();
+    let sessions = |text: &str| -> Vec<String> {
+        let of_sessions = text.lines().filter(|line| line.contains(" _ses"));
+        of_sessions.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+    };
+    let agents = sessions(&std::fs::read_to_string("/proc/keys").unwrap());
+    let image = image("image", |_| ());
+    let mut wanted = Wanted::script("one", &image, "cat /proc/keys > /tmp/keys; echo ready; exec sleep 1000");
+    wanted.spec.masked_paths.retain(|path| path != "/proc/keys");
+    let pod = Pod::enter();
+    let mut running = pod.start(&wanted).unwrap();
+    assert_eq!(running.line(), "ready");
+    for keys in [pod.exec(&running, "cat /tmp/keys"), pod.exec(&running, "cat /proc/keys")] {
+        let own = sessions(&keys.stdout);
+        assert!(own.iter().any(|session| !agents.contains(session)), "{agents:?} {own:?}");
+    }
     running.kill();
 }

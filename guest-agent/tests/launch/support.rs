@@ -151,6 +151,8 @@ pub(crate) struct Pod {
     pub(crate) facts: PodFacts,
     group: PodCgroup,
     leaves: RefCell<Vec<Leaf>>,
+    /// Stands for the file of a class of cache and memory bandwidth.
+    pub(crate) rdt_tasks: Option<OwnedFd>,
     host: File,
     agent: File,
 }
@@ -208,7 +210,14 @@ impl Pod {
             .collect();
         let facts = sandbox::enter(&spec, &Slots::new(&slots, &fds)).unwrap();
         sandbox::leave_host().unwrap();
-        Self { facts, group, leaves: RefCell::new(Vec::new()), host, agent: mount_namespace() }
+        Self {
+            facts,
+            group,
+            leaves: RefCell::new(Vec::new()),
+            rdt_tasks: None,
+            host,
+            agent: mount_namespace(),
+        }
     }
 
     /// Its users are those from 100000 on outside, its groups those from 200000 on; 65536 of each.
@@ -269,6 +278,7 @@ impl Pod {
             cgroup: &leaf,
             process: &running.remembered,
             private_cgroup_namespace: true,
+            rdt_tasks: self.rdt_tasks.as_ref().map(AsFd::as_fd),
             user_namespace: self.facts.user_namespace.as_deref(),
         };
         let (stdio, stdout, stderr) = pipes();

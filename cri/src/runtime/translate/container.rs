@@ -15,6 +15,7 @@ use crate::runtime::Error;
 use crate::sandbox::{LogPlace, Source};
 use crate::security;
 use crate::security::cdi::Edits;
+use crate::security::selinux::Labels;
 use crate::store::record::{ContainerRecord, ImageFacts, SandboxRecord};
 use crate::systemd::slice;
 
@@ -34,8 +35,12 @@ pub struct Facts {
     pub cdi: Edits,
     /// The AppArmor profile to enter, empty for none.
     pub apparmor_profile: String,
+    /// SELinux labels, empty for none.
+    pub labels: Labels,
     /// Files of cgroup v2 that its class of block I/O comes to.
     pub blockio: BTreeMap<String, String>,
+    /// The file that takes processes into its class of cache and memory bandwidth.
+    pub rdt_tasks: Option<PathBuf>,
 }
 
 /// The agent's request and what its slots stand for, in their order.
@@ -104,11 +109,16 @@ pub fn plan(
         volumes: &container.volumes,
         images: &container.image_volumes,
         mapping: mapping.as_ref(),
+        label: &facts.labels.mount,
     };
     let asked = mounts::with_devices(&config.mounts, &facts.cdi.mounts);
     let mounts = mounts::mounts(&asked, own, &mut sources)?;
     let log = log_place(&config, &pod_config).map(|place| {
         sources.push(Source::Log(place));
+        sources.len() as u32 - 1
+    });
+    let rdt_tasks = facts.rdt_tasks.clone().map(|tasks| {
+        sources.push(Source::Tasks(tasks));
         sources.len() as u32 - 1
     });
     let (pid_mode, pid_target) = pid_mode(&context, &pod_config)?;
@@ -139,6 +149,8 @@ pub fn plan(
         log,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
+        mount_label: facts.labels.mount.clone(),
+        rdt_tasks,
     };
     Ok(Plan { start, sources })
 }
@@ -190,7 +202,7 @@ fn first_process(
         seccomp: facts.seccomp.clone(),
         seccomp_flags: facts.seccomp_flags,
         apparmor_profile: facts.apparmor_profile.clone(),
-        selinux_label: String::new(),
+        selinux_label: facts.labels.process.clone(),
         rlimits: Vec::new(),
         oom_score_adj: Some(resources::oom_score_adj(cri_resources)?),
         terminal: config.tty,

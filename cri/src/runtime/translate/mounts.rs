@@ -29,6 +29,8 @@ pub struct Own<'a> {
     pub images: &'a [ImageVolume],
     /// What its pod's user namespace maps, if it has one.
     pub mapping: Option<&'a Mapping>,
+    /// SELinux label of what is mounted for the container; empty: none.
+    pub label: &'a str,
 }
 
 /// A mount without its source, and what that is.
@@ -49,7 +51,7 @@ pub fn mounts(cri: &[Mount], own: Own<'_>, sources: &mut Vec<Source>) -> Result<
                 let of_mount = |volume: &&ImageVolume| volume.container_path == mount.container_path;
                 image_mount(mount, own.mapping, own.images.iter().find(of_mount))?
             }
-            None => host_mount(mount, own.mapping)?,
+            None => host_mount(mount, own.mapping, own.label)?,
         });
     }
     for (path, name) in uncovered(own.volumes, cri)? {
@@ -132,7 +134,7 @@ fn check_options(cri: &Mount) -> Result<(), String> {
     }
 }
 
-fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<Wanted, Error> {
+fn host_mount(cri: &Mount, pod: Option<&Mapping>, label: &str) -> Result<Wanted, Error> {
     let destination = destination(&cri.container_path)?;
     let refuse = |reason: &str| Err(invalid(format!("the mount at {destination} {reason}")));
     if !cri.image_sub_path.is_empty() {
@@ -173,7 +175,8 @@ fn host_mount(cri: &Mount, pod: Option<&Mapping>) -> Result<Wanted, Error> {
         idmapped,
         source: None,
     };
-    let tree = HostTree { path: PathBuf::from(&cri.host_path), propagation };
+    let label = (cri.selinux_relabel && !label.is_empty()).then(|| label.to_owned());
+    let tree = HostTree { path: PathBuf::from(&cri.host_path), propagation, label };
     Ok((mount, Wants::One(Source::Tree(tree))))
 }
 
@@ -237,7 +240,7 @@ mod tests {
 
     fn own(images: &[ImageVolume]) -> Own<'_> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
-        Own { directory: Path::new("/own"), volumes: &NONE, images, mapping: None }
+        Own { directory: Path::new("/own"), volumes: &NONE, images, mapping: None, label: "" }
     }
 
     #[test]
@@ -283,7 +286,7 @@ mod tests {
         let order: Vec<_> = mounts.iter().map(|mount| mount.destination.as_str()).collect();
         assert_eq!(order, ["/a", "/x/y", "/a/b/c"]);
         assert_eq!(mounts[0].source, Some(mount::Source::Slot(1)));
-        let tree = HostTree { path: "/2".into(), propagation: Propagation::Private };
+        let tree = HostTree { path: "/2".into(), propagation: Propagation::Private, label: None };
         assert_eq!(sources[1], Source::Tree(tree));
     }
 

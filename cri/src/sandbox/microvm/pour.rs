@@ -71,6 +71,10 @@ impl Pour<'_> {
                     self.runtime.block_on(self.machine.set_log(self.container, file))?;
                     slot::Kind::Log(self.container.to_owned())
                 }
+                Source::Tasks(path) => {
+                    let path = path.display();
+                    return Err(SandboxError::Source(format!("{path} takes no processes of a machine")));
+                }
             };
             slots.named(kind);
         }
