@@ -4,11 +4,10 @@
 //! with `..` reaches is the same directory.
 #![no_main]
 
-use std::fs::{self, File};
-use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use hull_fuzz::volumes::{enter_root, own_descriptors, prepare};
 use hull_vmm::volumes::Alone;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,12 +20,7 @@ fn guest() -> &'static Guest {
         let (sender, inputs) = channel::<Vec<u8>>();
         let (done, finished) = channel();
         std::thread::spawn(move || {
-            let own: OwnedFd = rustix::fs::open(
-                "/proc/self/fd",
-                rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-                rustix::fs::Mode::empty(),
-            )
-            .unwrap();
+            let own = own_descriptors();
             enter_root();
             let served = Alone::new("/volumes", own).unwrap();
             for input in inputs {
@@ -37,35 +31,6 @@ fn guest() -> &'static Guest {
         });
         (sender, std::sync::Mutex::new(finished))
     })
-}
-
-/// Makes a file system in memory the root of this thread; it goes with the process.
-fn enter_root() {
-    use hull_sys::mount::{
-        self, Attributes, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, Propagation,
-    };
-    hull_sys::namespace::unshare_filesystem_attributes().unwrap();
-    hull_sys::namespace::unshare(hull_sys::namespace::Namespaces::MOUNT).unwrap();
-    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
-    mount::set_attributes_at(rustix::fs::CWD, c"/", true, &private).unwrap();
-    let context = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    mount::fsconfig_set_string(&context, "size", "16m").unwrap();
-    mount::fsconfig_create(&context).unwrap();
-    let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    let root = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).unwrap();
-    let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    mount::move_mount(&root, "", rustix::fs::CWD, "/mnt", empty).unwrap();
-    rustix::process::chroot("/mnt").unwrap();
-    rustix::process::chdir("/").unwrap();
-}
-
-/// A directory as it should be before each input.
-fn prepare() {
-    let _ = fs::remove_dir_all("/volumes");
-    fs::create_dir_all("/volumes/d/e").unwrap();
-    fs::write("/volumes/f", "content").unwrap();
-    std::os::unix::fs::symlink("../f", "/volumes/d/l").unwrap();
-    drop(File::create("/volumes/d/empty"));
 }
 
 /// Requests one after the other: opcode, node, room for the reply in units of 16 bytes, length and bytes of the body.

@@ -2,6 +2,8 @@
 
 /// The driver's side of virtio queues.
 pub mod ring;
+/// A root for threads that serve volumes.
+pub mod volumes;
 
 use hull_images::Digest;
 use hull_images::layer::{BlobExpectation, Limits, ingest as ingest_blob};

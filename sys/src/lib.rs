@@ -15,6 +15,8 @@ pub mod descriptor;
 pub mod dm;
 /// Loop devices, for layer files on filesystems that cannot back an EROFS mount themselves.
 pub mod loopdev;
+/// Mappings that large pages fit into.
+pub mod mapping;
 /// The C library's allocator: keep little, give back much.
 pub mod memory;
 /// Mounts by descriptor: the new mount API, attributes, pivot_root.

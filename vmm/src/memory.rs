@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use hull_sys::mapping;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{MemfdFlags, SealFlags};
 use thiserror::Error;
-use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::layout;
 use crate::devices::virtio::{GuestMemory, Memory};
@@ -57,7 +59,7 @@ pub enum MemoryError {
     },
 }
 
-/// The memory of one machine.
+/// The memory of one machine, mapped until the process ends.
 pub struct MachineMemory {
     /// What devices share.
     pub memory: Memory,
@@ -102,6 +104,20 @@ impl MachineMemory {
         Ok(Self { memory: Arc::new(memory), file, hotplug, boot })
     }
 
+    /// Allocates large pages for the parts that every kernel uses to the full when it boots: one fault of the guest, which
+    /// KVM answers with a large page of its own, instead of 512. Shared memory gets none by itself on most machines,
+    /// whatever they do for private memory. Where none is to be had, there will be small ones as they are needed.
+    pub fn prepare_boot(&self) {
+        for (from, to) in layout::used_at_boot(self.boot) {
+            let region = self.memory.find_region(GuestAddress(from));
+            let Some((region, start)) = region.and_then(|it| Some((it, NonNull::new(it.as_ptr())?))) else {
+                continue;
+            };
+            let offset = from - region.start_addr().raw_value();
+            let _ = mapping::use_large_pages(start, offset as usize, (to - from) as usize);
+        }
+    }
+
     /// Hands every region to KVM, a slot each.
     ///
     /// # Errors
@@ -129,16 +145,18 @@ fn sealed_file(size: u64) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
+#[allow(unsafe_code)]
 fn map(file: &Arc<File>, offset: u64, start: u64, size: u64) -> io::Result<GuestRegionMmap> {
     let length = usize::try_from(size).map_err(io::Error::other)?;
-    let mapping = MmapRegion::build(
-        Some(FileOffset::from_arc(Arc::clone(file), offset)),
-        length,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_SHARED | libc::MAP_NORESERVE,
-    )
-    .map_err(|e| io::Error::other(e.to_string()))?;
-    GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or_else(|| io::Error::other("addresses overflow"))
+    let mapping = mapping::map_shared(file.as_fd(), offset, length)?;
+    let builder = MmapRegionBuilder::new(length)
+        .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
+    // SAFETY: the mapping was just made with this length, access and flags, and stays as long as the process does.
+    let region = unsafe { builder.with_raw_mmap_pointer(mapping.as_ptr()) }.build();
+    let region = region.map_err(|e| io::Error::other(e.to_string()))?;
+    GuestRegionMmap::new(region, GuestAddress(start)).ok_or_else(|| io::Error::other("addresses overflow"))
 }
 
 #[allow(unsafe_code)]

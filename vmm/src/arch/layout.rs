@@ -87,6 +87,21 @@ pub fn memory_ranges(size: u64) -> Vec<(u64, u64)> {
     if size <= GAP_START { vec![(0, size)] } else { vec![(0, GAP_START), (GAP_END, size - GAP_START)] }
 }
 
+/// What a kernel uses while it boots, of a machine born with `size` bytes: (start, end), multiples of 2 MiB, measured with
+/// ours. Below are its image, linked to 16 MiB (`CONFIG_PHYSICAL_START`), and the first pages that its allocator gives
+/// away. Its tables, which it takes before it has an allocator, are at the end: 64 bytes for each page, and what does not
+/// depend on the size.
+#[must_use]
+pub fn used_at_boot(size: u64) -> [(u64, u64); 2] {
+    const IMAGE: u64 = 36 << 20;
+    const TABLES: u64 = 14 << 20;
+    let (start, length) = if size <= GAP_START { (0, size) } else { (GAP_END, size - GAP_START) };
+    let tables = (TABLES + size / 64).next_multiple_of(2 << 20).min(length);
+    let end = start + length;
+    let high = end - tables;
+    [(0, IMAGE.min(if start == 0 { high } else { GAP_START })), (high, end)]
+}
+
 /// Where the region of virtio-mem begins in a machine born with `size` bytes.
 #[must_use]
 pub fn hotplug_start(size: u64) -> u64 {
@@ -111,6 +126,20 @@ mod tests {
         assert_eq!(hotplug_start(3 << 30), 4 << 30);
         assert_eq!(hotplug_start((3 << 30) + (2 << 20)), 5 << 30);
         assert_eq!(hotplug_start(5 << 30), 6 << 30);
+    }
+
+    #[test]
+    fn what_a_kernel_uses_at_boot_lies_within_the_memory_and_is_taken_once() {
+        assert_eq!(used_at_boot(128 << 20), [(0, 36 << 20), (112 << 20, 128 << 20)]);
+        for size in [64 << 20, 66 << 20, 1 << 30, 3 << 30, (3 << 30) + (2 << 20), 4 << 30, 4 << 40] {
+            let [low, high] = used_at_boot(size);
+            assert!(low.0 < low.1 && high.0 < high.1 && low.1 <= high.0, "{size} {low:?} {high:?}");
+            let ranges = memory_ranges(size);
+            for (start, end) in [low, high] {
+                assert_eq!((start % (2 << 20), end % (2 << 20)), (0, 0), "{size}");
+                assert!(ranges.iter().any(|(at, length)| *at <= start && end <= at + length), "{size}");
+            }
+        }
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Core {
         confine: fn() -> io::Result<()>,
     ) -> Result<Self, BuildError> {
         let count = devices.len();
+        memory.prepare_boot();
         let parts = Parts::new(config, files.kvm, &memory)?;
         let rsdp = acpi::write(&memory.memory, config.cpus, count).doing("write the ACPI tables")?;
         renew_generation(&memory).doing("write the generation identifier")?;

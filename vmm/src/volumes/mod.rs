@@ -140,6 +140,33 @@ impl Server {
     }
 }
 
+/// The server without its process and its connections, for the fuzz target.
+#[doc(hidden)]
+pub struct ServerAlone(Server);
+
+impl ServerAlone {
+    /// Serves the directory, on threads that share the caller's root.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn new(root: &str, own_descriptors: OwnedFd) -> io::Result<Self> {
+        Server::prepare(root, 1000, own_descriptors, |_| Ok(())).map(Self)
+    }
+
+    /// Takes queues over, as the VMM hands them over with these descriptors.
+    ///
+    /// # Errors
+    /// They make no sense, or others are being served.
+    pub fn serve(&mut self, call: &messages::ServeQueues, fds: Vec<OwnedFd>) -> Result<(), String> {
+        self.0.serve(call, Descriptors::new(fds)).map_err(|error| error.to_string())
+    }
+
+    /// Gives the queues back; whether there were any.
+    pub fn halt(&mut self) -> bool {
+        self.0.halt().is_some()
+    }
+}
+
 /// How `root` is served.
 fn config(root: &str, open_files: u64, own_descriptors: OwnedFd) -> Config {
     Config {

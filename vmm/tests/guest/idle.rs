@@ -1,4 +1,5 @@
-//! What a machine costs that has nothing to do; run by hand.
+//! What a machine costs that boots, and one that has nothing to do; run by hand. HULL_BENCH_CMDLINE is appended to the
+//! kernel's command line (`initcall_debug`), and HULL_BENCH_LOOK is run with the VMM's number while the guest is there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,4 +58,20 @@ fn what_an_idle_machine_costs_in_twenty_seconds() {
     let after = (run_times(machine.pid()), kvm_counts(machine.pid()));
     print_differences("ms of the thread", &before.0, &after.0, 1_000_000);
     print_differences("KVM", &before.1, &after.1, 1);
+}
+
+#[test]
+#[ignore = "measures for seconds"]
+fn what_a_boot_costs() {
+    for _ in 0..3 {
+        let Some(mut machine) = Machine::boot(1, 128 << 20) else { return };
+        let (started, listens) = machine.started();
+        println!("agent started after {started} us, listens after {listens} us");
+        print_differences("ms of the thread", &BTreeMap::new(), &run_times(machine.pid()), 1_000_000);
+        print_differences("KVM", &BTreeMap::new(), &kvm_counts(machine.pid()), 1);
+        println!("{}", machine.told());
+        if let Some(program) = std::env::var_os("HULL_BENCH_LOOK") {
+            let _ = std::process::Command::new(program).arg(machine.pid().to_string()).status();
+        }
+    }
 }

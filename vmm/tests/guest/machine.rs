@@ -108,6 +108,7 @@ impl Machine {
             memory_max: memory,
             scratch_capacity: SCRATCH_CAPACITY,
             block_slots: 2,
+            cmdline_extra: std::env::var("HULL_BENCH_CMDLINE").unwrap_or_default(),
             ..messages::Machine::default()
         };
         let jail = Jail { uid_base: 1_879_048_192, gid_base: 1_879_048_192, ids: 65_536, ..Jail::default() };

@@ -1,6 +1,6 @@
 //! Numbers for docs/SPECIFICATION.md: `hack/bench machine` runs these tests, on a machine that is quiet. HULL_BENCH_ROUNDS
-//! says how often; HULL_BENCH_FIRECRACKER names a Firecracker to boot in turn, HULL_BENCH_FIRECRACKER_INITRAMFS what it
-//! boots beside the same kernel.
+//! says how often; HULL_BENCH_FIRECRACKER names a Firecracker to boot in turn with the same kernel and, once each,
+//! HULL_BENCH_FIRECRACKER_INITRAMFS or the file system HULL_BENCH_FIRECRACKER_ROOT.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -88,7 +88,8 @@ fn numbers_of_a_boot() {
         drop(agent);
         drop(machine);
         if let Some(program) = &firecracker {
-            boot_firecracker(Path::new(program), &mut numbers);
+            boot_firecracker(Path::new(program), Given::Nothing, &mut numbers);
+            boot_firecracker(Path::new(program), Given::Devices, &mut numbers);
         }
     }
     numbers.print();
@@ -111,18 +112,42 @@ fn beyond_guest_memory(pid: i32) -> (f64, f64) {
     (private as f64 / 1024.0, resident as f64 / 1024.0)
 }
 
-/// The same kernel, a first process that prints [`MARK`] to the serial console, no devices.
-fn boot_firecracker(program: &Path, numbers: &mut Numbers) {
+/// What a Firecracker has beside the kernel and the serial console.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// An initramfs, and no device at all.
+    Nothing,
+    /// What nobody does without: a disk, which is its root, a NIC, and a vsock.
+    Devices,
+}
+
+/// The tap of a Firecracker's NIC.
+const TAP: &str = "bench0";
+
+/// The same kernel, and a first process that prints [`MARK`] to the serial console.
+fn boot_firecracker(program: &Path, given: Given, numbers: &mut Numbers) {
     let directory = tempfile::tempdir().unwrap();
-    let config = serde_json::json!({
+    let from = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let mut config = serde_json::json!({
         "boot-source": {
             "kernel_image_path": machine::guest("vmlinux"),
-            "initrd_path": std::env::var("HULL_BENCH_FIRECRACKER_INITRAMFS").expect("an initramfs"),
             "boot_args": "console=ttyS0 reboot=k panic=1 quiet",
         },
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
         "drives": [],
     });
+    if given == Given::Nothing {
+        config["boot-source"]["initrd_path"] = from("HULL_BENCH_FIRECRACKER_INITRAMFS").into();
+    } else {
+        // Left from the last round, it is the same.
+        let _ = Command::new("ip").args(["tuntap", "add", TAP, "mode", "tap"]).stderr(Stdio::null()).status();
+        config["drives"] = serde_json::json!([{
+            "drive_id": "root", "path_on_host": from("HULL_BENCH_FIRECRACKER_ROOT"),
+            "is_root_device": true, "is_read_only": true,
+        }]);
+        config["network-interfaces"] = serde_json::json!([{"iface_id": "eth0", "host_dev_name": TAP}]);
+        config["vsock"] = serde_json::json!({"guest_cid": 3, "uds_path": "vsock"});
+    }
     fs::write(directory.path().join("config"), config.to_string()).unwrap();
     let start = Instant::now();
     let mut child = Command::new(program)
@@ -141,11 +166,15 @@ fn boot_firecracker(program: &Path, numbers: &mut Numbers) {
         assert!(count > 0 && start.elapsed() < PATIENCE, "{}\n{}", String::from_utf8_lossy(&seen), log());
         seen.extend_from_slice(&buffer[..count]);
     }
-    numbers
-        .add("Firecracker: its start to the first process's mark (ms)", start.elapsed().as_secs_f64() * 1e3);
+    let who = match given {
+        Given::Nothing => "Firecracker without a device",
+        Given::Devices => "Firecracker with disk, NIC and vsock",
+    };
+    let millis = start.elapsed().as_secs_f64() * 1e3;
+    numbers.add(&format!("{who}: its start to the first process's mark (ms)"), millis);
     let (private, resident) = beyond_guest_memory(child.id().cast_signed());
-    numbers.add("Firecracker: private memory beyond the guest's (MiB)", private);
-    numbers.add("Firecracker: resident memory beyond the guest's (MiB)", resident);
+    numbers.add(&format!("{who}: private memory beyond the guest's (MiB)"), private);
+    numbers.add(&format!("{who}: resident memory beyond the guest's (MiB)"), resident);
     child.kill().unwrap();
     child.wait().unwrap();
 }
