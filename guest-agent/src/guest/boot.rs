@@ -50,7 +50,15 @@ pub(crate) fn start() -> Result<OwnedFd, GuestError> {
     let socket =
         hull_sys::vsock::listen(AGENT_PORT).doing(|| format!("listen on vsock port {AGENT_PORT}"))?;
     tell(LISTENING);
+    rest();
     Ok(socket)
+}
+
+/// Leaves the kernel nothing to do by itself that an idle machine would be woken for. Memory is compacted when somebody
+/// wants a large piece, and not in advance, which is asked for twice a second.
+fn rest() {
+    // A kernel that does not compact has no such file.
+    let _ = std::fs::write("/proc/sys/vm/compaction_proactiveness", "0");
 }
 
 /// A tmpfs as the root: the initramfs's own root can never be changed by pivot_root, with which every container gets

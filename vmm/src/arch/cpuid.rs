@@ -33,6 +33,10 @@ const LEAF_7_ECX_HIDDEN: u32 = bits([23, 24, 29, 30]);
 /// Leaf 0x8000_0001 ECX: SVM, IBS, SKINIT, watchdog, lightweight profiling, performance counters (core, northbridge, L2/L3).
 const LEAF_81_ECX_HIDDEN: u32 = bits([2, 10, 12, 13, 15, 23, 24, 28]);
 
+/// AMD's leaf of power management, which Intel has too; EDX: the TSC counts at one rate, and always.
+const POWER_MANAGEMENT: u32 = 0x8000_0007;
+const INVARIANT_TSC: u32 = bits([8]);
+
 /// What every vCPU of a machine is, before its own number is put in.
 pub struct Identification {
     common: CpuId,
@@ -69,6 +73,13 @@ impl Identification {
         let common = CpuId::from_entries(&entries)
             .unwrap_or_else(|_| CpuId::new(0).unwrap_or_else(|_| unreachable!("an empty list fits")));
         Self { common, cpus }
+    }
+
+    /// Whether the guest may take its time from the TSC itself, without asking KVM.
+    #[must_use]
+    pub fn has_invariant_tsc(&self) -> bool {
+        let leaf = self.common.as_slice().iter().find(|entry| entry.function == POWER_MANAGEMENT);
+        leaf.is_some_and(|entry| entry.edx & INVARIANT_TSC != 0)
     }
 
     /// For the vCPU of this number, which is its APIC id too.
@@ -203,6 +214,15 @@ mod tests {
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (3, 6, 0x201, 5));
         assert_eq!(leaf(&cpuid, 0x1f, 1).ebx, 6);
         assert_eq!((leaf(&cpuid, 0x8000_001e, 0).eax, leaf(&cpuid, 0x8000_001e, 0).ebx), (5, 5));
+    }
+
+    #[test]
+    fn the_guest_is_told_of_an_invariant_tsc_exactly_if_the_host_has_one() {
+        let with = |edx| Identification::sanitised(&[entry(0x8000_0007, 0, 0, 0, edx)], true, 1);
+
+        assert!(with(1 << 8).has_invariant_tsc());
+        assert!(!with(!(1 << 8)).has_invariant_tsc());
+        assert!(!Identification::sanitised(&[], true, 1).has_invariant_tsc());
     }
 
     #[test]

@@ -31,6 +31,10 @@ use crate::vcpu::{VcpuEvents, Vcpus};
 const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 maxcpus=1 8250.nr_uarts=1 pci=off swiotlb=noforce \
                        memhp_default_state=online memory_hotplug.online_policy=auto-movable";
 
+/// For a guest without an invariant TSC, whose clock is KVM's whatever the TSC does: without this the kernel compares the
+/// two twice a second for ever. (With one it does not, or it has a reason to.)
+const WITHOUT_INVARIANT_TSC: &str = " tsc=reliable";
+
 /// The size of a machine.
 #[derive(Debug, Clone, Default)]
 pub struct CoreConfig {
@@ -120,6 +124,8 @@ struct Parts {
     generation: EventFd,
     serial: EventFd,
     registers: Vec<u32>,
+    /// Whether the guest is told that it has one.
+    invariant_tsc: bool,
 }
 
 impl Core {
@@ -143,6 +149,9 @@ impl Core {
         let rsdp = acpi::write(&memory.memory, config.cpus, count).doing("write the ACPI tables")?;
         renew_generation(&memory).doing("write the generation identifier")?;
         let mut cmdline = CMDLINE.to_owned();
+        if !parts.invariant_tsc {
+            cmdline.push_str(WITHOUT_INVARIANT_TSC);
+        }
         if !config.cmdline_extra.is_empty() {
             cmdline.push(' ');
             cmdline.push_str(&config.cmdline_extra);
@@ -306,7 +315,8 @@ impl Parts {
         }
         let serial = line(&vm, layout::SERIAL_IRQ)?;
         let generation = line(&vm, layout::GENERATION_IRQ)?;
-        Ok(Self { vm, vcpus, generation, serial, registers })
+        let invariant_tsc = cpuid.has_invariant_tsc();
+        Ok(Self { vm, vcpus, generation, serial, registers, invariant_tsc })
     }
 
     fn finish(
