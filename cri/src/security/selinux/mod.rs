@@ -114,7 +114,23 @@ impl Policy {
             tracing::error!(%error, "containers that ask for no SELinux label get none");
             None
         });
-        Some(Self { contexts, check: ask_kernel, promised: Mutex::default() })
+        Some(Self::new(contexts, ask_kernel))
+    }
+
+    fn new(contexts: Option<Contexts>, check: fn(&str) -> io::Result<()>) -> Self {
+        let policy = Self { contexts: None, check, promised: Mutex::default() };
+        let known = |contexts: &Contexts| {
+            // Debian's policy names types in its file that it does not have.
+            let unknown = [&contexts.process, &contexts.file]
+                .into_iter()
+                .find_map(|label| policy.check(&label.to_string()).err());
+            if let Some(error) = &unknown {
+                tracing::warn!(%error, "containers that ask for no SELinux label get none");
+            }
+            unknown.is_none()
+        };
+        let contexts = contexts.filter(known);
+        Self { contexts, ..policy }
     }
 
     fn promised(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
@@ -397,6 +413,17 @@ mod tests {
         ));
         let whole = SeLinuxOption { user: "u".into(), role: "r".into(), ..wanted("t", "s0") };
         assert_eq!(policy.of_container(&whole, &Labels::default(), false).unwrap().process, "u:r:t:s0");
+    }
+
+    #[test]
+    fn a_policy_that_lacks_its_own_types_for_containers_has_none() {
+        let contexts = policy(|_| Ok(())).contexts.clone();
+        assert!(Policy::new(contexts.clone(), |_| Ok(())).contexts.is_some());
+        let unknown = |label: &str| match label.contains("container_file_t") {
+            true => Err(rustix::io::Errno::INVAL.into()),
+            false => Ok(()),
+        };
+        assert!(Policy::new(contexts, unknown).contexts.is_none());
     }
 
     #[test]
