@@ -79,7 +79,8 @@ impl Layer {
         self
     }
 
-    fn finish(self) -> Vec<u8> {
+    /// The archive.
+    pub fn finish(self) -> Vec<u8> {
         self.tar.into_inner().unwrap()
     }
 }

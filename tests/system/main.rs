@@ -17,6 +17,7 @@ mod interactive;
 mod isolation;
 mod kill_anywhere;
 mod killed_store;
+mod layers_in_guests;
 mod lessons;
 mod lists;
 mod loop_devices;

@@ -67,6 +67,20 @@ async fn saved_logins_are_used_by_pull_and_push() {
     assert!(!ok && !error.contains("bWU6bm8="), "the longer name counts: {error}");
     let (ok, error) = run(&hull, &variables, &["pull", "--creds", "me:secret", &name]);
     assert!(ok, "flags count more: {error}");
+
+    // Layers that are not kept compressed are fetched again
+    let saved = home.path().join("exact.tar");
+    let save = ["save", "--exact", "-f", saved.to_str().unwrap(), &name];
+    let (ok, error) = run(&hull, &[], &save);
+    assert!(!ok && error.contains("as it came") && !saved.exists(), "{error}");
+    let (ok, error) = run(&hull, &[("HOME", home.path())], &save);
+    assert!(ok, "{error}");
+    let digests = || hull.json(&["inspect", &name])["status"]["repoDigests"].clone();
+    let before = digests();
+    assert!(before[0].as_str().unwrap().contains("@sha256:"), "{before}");
+    hull.ok(&["rmi", &name]);
+    hull.ok(&["load", "-i", saved.to_str().unwrap()]);
+    assert_eq!(digests(), before);
     let broken = write("broken.json", "{");
     let (ok, error) = run(&hull, &[("REGISTRY_AUTH_FILE", &broken)], &["pull", &name]);
     assert!(!ok && error.contains("broken.json"), "{error}");
