@@ -22,6 +22,8 @@ mod lessons;
 mod lists;
 mod loop_devices;
 mod microvm;
+mod microvm_crashes;
+mod microvm_differences;
 mod mounts;
 mod namespaces;
 mod network;

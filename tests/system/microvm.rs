@@ -15,21 +15,21 @@ use hull_tests::{eventually, patience};
 use k8s_cri::v1 as cri;
 
 /// What kubelet would keep for one pod.
-struct Kubelet(PathBuf);
+pub(crate) struct Kubelet(PathBuf);
 
 impl Kubelet {
-    fn of(daemon: &Daemon, pod: &str) -> Self {
+    pub(crate) fn of(daemon: &Daemon, pod: &str) -> Self {
         Self(daemon.path("kubelet/pods").join(pod))
     }
 
-    fn volume(&self, plugin: &str, name: &str) -> PathBuf {
+    pub(crate) fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         let path = self.0.join("volumes").join(format!("kubernetes.io~{plugin}")).join(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// As kubelet's AtomicWriter does it.
-    fn write(volume: &Path, generation: &str, files: &[(&str, &str)]) {
+    pub(crate) fn write(volume: &Path, generation: &str, files: &[(&str, &str)]) {
         let payload = volume.join(generation);
         fs::create_dir(&payload).unwrap();
         for (name, content) in files {
@@ -43,7 +43,7 @@ impl Kubelet {
     }
 }
 
-fn mount(host: &Path, container: &str) -> cri::Mount {
+pub(crate) fn mount(host: &Path, container: &str) -> cri::Mount {
     cri::Mount {
         host_path: host.display().to_string(),
         container_path: container.to_owned(),
@@ -271,14 +271,14 @@ fn http_get(target: &str) -> Option<String> {
 }
 
 /// Ids of the machines that have a directory.
-fn machines_of(daemon: &Daemon) -> Vec<String> {
+pub(crate) fn machines_of(daemon: &Daemon) -> Vec<String> {
     let entries = fs::read_dir(daemon.root().join("machines")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name != "templates").collect()
 }
 
 /// From the verbose status: the VMM's pid.
-async fn vmm_of(daemon: &Daemon, pod: &Pod) -> rustix::process::Pid {
+pub(crate) async fn vmm_of(daemon: &Daemon, pod: &Pod) -> rustix::process::Pid {
     let pid = crate::survival::agent_of(daemon, &pod.id).await;
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     assert!(program.ends_with("hull-vmm"), "{program:?}");
@@ -536,13 +536,6 @@ async fn what_a_machine_cannot_do_is_refused_with_the_reason() {
         let Err(status) = Pod::try_run_by(&daemon, "microvm", config).await else { panic!("{reason}") };
         assert!(status.message().contains(reason), "{status}");
     }
-    let mut config = networked_pod_config(&daemon, "users");
-    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    let ids = vec![cri::IdMapping { host_id: 300_000, container_id: 0, length: 65_536 }];
-    context.namespace_options.as_mut().unwrap().userns_options =
-        Some(cri::UserNamespace { mode: cri::NamespaceMode::Pod as i32, uids: ids.clone(), gids: ids });
-    let refused = Pod::try_run_by(&daemon, "microvm", config).await;
-    assert!(refused.is_err_and(|status| status.message().contains("hostUsers")));
     let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "refusals")).await;
     let fails =
         async |pod: &mut Pod, number: usize, change: &dyn Fn(&mut cri::ContainerConfig), reason: &str| {

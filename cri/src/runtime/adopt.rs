@@ -91,7 +91,13 @@ impl Runtime {
             PodPhase::Creating => self.unmake(pod).await,
             PodPhase::Ready | PodPhase::Lost if !this_boot => self.note_reboot(pod),
             PodPhase::Ready if !self.has_its_network(pod) => self.end_pod_without_network(pod).await,
-            PodPhase::Ready => self.reach(pod).await,
+            PodPhase::Ready => {
+                // Also of one that is being stopped: its agent may still tell how its containers ended.
+                self.reach(pod).await;
+                if pod.phase() == PodPhase::Ready && pod.with_record(|record| record.stopping) {
+                    self.stop_on(pod);
+                }
+            }
             PodPhase::Lost | PodPhase::Stopped => {
                 // hulld may have been killed while it brought the pod up again.
                 if self.pod_directory(pod.id()).exists()
@@ -100,7 +106,8 @@ impl Runtime {
                     tracing::warn!(pod = pod.id(), %error, "cannot clear away what is left of the pod");
                 }
                 self.note_exit_records(pod);
-                self.end_all(pod, EXIT_CODE_UNKNOWN, &Obituary::agent_lost());
+                let (code, why) = self.verdict(pod, Obituary::agent_lost());
+                self.end_all(pod, code, &why);
             }
         }
     }

@@ -159,7 +159,8 @@ impl Runtime {
             tracing::error!(pod = pod.id(), %error, "cannot clear away what the agent left");
         }
         self.note_exit_records(pod);
-        self.end_all(pod, EXIT_CODE_UNKNOWN, &obituary);
+        let (code, why) = self.verdict(pod, obituary);
+        self.end_all(pod, code, &why);
         pod.change(&self.store, |record| {
             record.set_phase(PodPhase::Lost);
             record.agent_pid = 0;

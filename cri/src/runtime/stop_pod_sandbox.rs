@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hull_agent::protocol::messages::{StopSandbox, request};
-use tokio::sync::RwLockWriteGuard;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 
 use super::objects::Pod;
 use super::translate::pod;
 use super::{Error, Result, Runtime};
 use crate::sandbox::{Obituary, SandboxError, Slots};
-use crate::store::record::PodPhase;
+use crate::store::record::{EXIT_CODE_UNKNOWN, PodPhase};
 
 /// How long an operation on one of its containers may keep a pod from being stopped.
 const COURTESY: Duration = Duration::from_secs(10);
@@ -18,6 +18,11 @@ const COURTESY: Duration = Duration::from_secs(10);
 const STOP_TIME: Duration = Duration::from_secs(15);
 /// Exit code of a container that was killed with its pod (128 + SIGKILL).
 const KILLED: i32 = 137;
+
+/// Why a container ended that was killed with its pod.
+fn killed_with_pod() -> Obituary {
+    Obituary::of("Error", "the container was killed with its pod")
+}
 
 impl Runtime {
     /// Stops a pod. That it is stopped, or gone, already is no error.
@@ -38,15 +43,14 @@ impl Runtime {
     /// alive: with its death the start fails, and the order is free. None: whoever holds it waits for something else
     /// that will not come, the server of a mount source say, and finds the pod gone should it ever go on.
     pub(super) async fn order_to_end<'a>(&self, pod: &'a Arc<Pod>) -> Option<RwLockWriteGuard<'a, ()>> {
-        if let Ok(order) = tokio::time::timeout(COURTESY, pod.order.write()).await {
-            return Some(order);
-        }
-        tracing::warn!(pod = pod.id(), "an operation in the pod does not end; the pod is killed");
-        pod.set_ending(true);
-        if let Err(error) = self.clear(pod).await {
-            tracing::warn!(pod = pod.id(), %error, "cannot kill the pod");
-        }
-        let order = tokio::time::timeout(COURTESY, pod.order.write()).await.ok();
+        let kill = async || {
+            tracing::warn!(pod = pod.id(), "an operation in the pod does not end; the pod is killed");
+            self.begin_end(pod);
+            if let Err(error) = self.clear(pod).await {
+                tracing::warn!(pod = pod.id(), %error, "cannot kill the pod");
+            }
+        };
+        let order = win(&pod.order, COURTESY, kill).await;
         if order.is_none() {
             tracing::warn!(pod = pod.id(), "an operation outlives its pod");
         }
@@ -64,12 +68,23 @@ impl Runtime {
             record.addresses.clear();
             record.agent_pid = 0;
             record.reaper_pid = 0;
+            record.stopping = false;
         })
+    }
+
+    /// From now on the end of the pod is meant. A machine takes along how its last containers ended, so that it was
+    /// stopped must be known before it is: hulld may be killed in between.
+    fn begin_end(&self, pod: &Pod) {
+        pod.set_ending(true);
+        let runs = pod.phase() == PodPhase::Ready && !pod.with_record(|record| record.stopping);
+        if runs && pod.launcher.has_own_kernel() {
+            pod.change(&self.store, |record| record.stopping = true);
+        }
     }
 
     /// Ends the agent and all it runs, removes cgroups, network and volatile directory. Can be repeated until it works.
     pub(super) async fn dismantle(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
-        pod.set_ending(true);
+        self.begin_end(pod);
         if let Some(agent) = pod.agent() {
             let call = request::Call::StopSandbox(StopSandbox {});
             match agent.call_within(STOP_TIME, "stop the pod", call, Slots::default()).await {
@@ -87,7 +102,7 @@ impl Runtime {
             self.mark_lost(pod);
         }
         cleared?;
-        self.end_all(pod, KILLED, &Obituary::of("Error", "the container was killed with its pod"));
+        self.end_all(pod, KILLED, &killed_with_pod());
         // Should the network refuse below, the same.
         self.mark_lost(pod);
         if pod.with_record(|record| record.network_held) {
@@ -98,6 +113,29 @@ impl Runtime {
             pod.change(&self.store, |record| record.network_held = false);
         }
         self.remove_tree(self.pod_directory(pod.id())).await
+    }
+
+    /// Exit code and reason of what ran in a pod that was found dead for this reason. One that was being stopped died of
+    /// that, unless its machine says otherwise.
+    pub(super) fn verdict(&self, pod: &Pod, obituary: Obituary) -> (i32, Obituary) {
+        let own = matches!(obituary.reason, "OOMKilled" | "GuestPanic" | "MachineFault" | "GuestSilent");
+        match pod.with_record(|record| record.stopping) && !own {
+            true => (KILLED, killed_with_pod()),
+            false => (EXIT_CODE_UNKNOWN, obituary),
+        }
+    }
+
+    /// Ends the stop that was begun when hulld was killed, as whoever asked for it was promised nothing less.
+    pub(super) fn stop_on(self: &Arc<Self>, pod: &Arc<Pod>) {
+        tracing::info!(pod = pod.id(), "the stop of the pod was interrupted; it goes on");
+        let (runtime, pod) = (Arc::clone(self), Arc::clone(pod));
+        // Like any other: a hulld that ends waits for it.
+        self.operations.spawn(async move {
+            let _order = runtime.order_to_end(&pod).await;
+            if let Err(error) = runtime.stop_pod(&pod).await {
+                tracing::warn!(pod = pod.id(), %error, "cannot end the stop of the pod");
+            }
+        });
     }
 
     fn mark_lost(&self, pod: &Pod) {
@@ -115,5 +153,43 @@ impl Runtime {
             _ => Ok(()),
         })
         .await?
+    }
+}
+
+/// An order that others have for `courtesy` yet; then they are killed, and have as long again to let go of it.
+async fn win(
+    order: &RwLock<()>,
+    courtesy: Duration,
+    kill: impl AsyncFnOnce(),
+) -> Option<RwLockWriteGuard<'_, ()>> {
+    if let Ok(order) = tokio::time::timeout(courtesy, order.write()).await {
+        return Some(order);
+    }
+    kill().await;
+    tokio::time::timeout(courtesy, order.write()).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn an_operation_that_outlives_its_killed_pod_does_not_keep_it_from_being_stopped() {
+        let order = RwLock::new(());
+        let mut killed = 0;
+        assert!(win(&order, MOMENT, async || killed += 1).await.is_some());
+        assert_eq!(killed, 0, "what is free is not fought for");
+
+        let busy = order.read().await;
+        assert!(win(&order, MOMENT, async || killed += 1).await.is_none());
+        assert_eq!(killed, 1);
+        // One that ends with its pod
+        assert!(win(&order, Duration::from_secs(60), async || unreachable!()).now_or_never().is_none());
+        let mut busy = Some(busy);
+        assert!(win(&order, MOMENT, async || drop(busy.take())).await.is_some());
     }
 }

@@ -85,6 +85,10 @@ pub struct SandboxRecord {
     /// PID 1 of the shared PID namespace, 0 if there is none.
     #[prost(int32, tag = "15")]
     pub reaper_pid: i32,
+    /// It is being stopped: what is found dead was killed with it. Written only where its end leaves no exit records
+    /// ([`crate::sandbox::Launcher::has_own_kernel`]).
+    #[prost(bool, tag = "16")]
+    pub stopping: bool,
     /// What its containers may use together, where that was changed after it was made.
     #[prost(message, optional, tag = "40")]
     pub resources: Option<LinuxContainerResources>,

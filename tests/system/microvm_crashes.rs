@@ -1,0 +1,177 @@
+//! What becomes of a machine when something dies at the wrong moment.
+
+use std::fs;
+use std::path::PathBuf;
+
+use hull_tests::daemon::Daemon;
+use hull_tests::image;
+use hull_tests::microvm::available;
+use hull_tests::pod::{Pod, container_config, networked_pod_config};
+use hull_tests::registry::Registry;
+use hull_tests::{eventually, patience};
+use k8s_cri::v1 as cri;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use super::microvm::{machines_of, mount, vmm_of};
+
+struct Ground {
+    daemon: Daemon,
+    image: String,
+    _registry: Registry,
+}
+
+impl Ground {
+    /// None where there can be no machines.
+    async fn new() -> Option<Ground> {
+        let daemon = Daemon::start().await;
+        if !available(&daemon).await {
+            daemon.finish().await;
+            return None;
+        }
+        let registry = Registry::start();
+        let image = registry.push("busybox", "v1", &image::busybox());
+        daemon.pull(&image).await;
+        Some(Ground { daemon, image, _registry: registry })
+    }
+
+    async fn pod(&self, name: &str) -> Pod {
+        Pod::run_microvm(&self.daemon, networked_pod_config(&self.daemon, name)).await
+    }
+
+    fn sleeper(&self) -> cri::ContainerConfig {
+        container_config("main", &self.image, &["/bin/sleep", "1000"])
+    }
+
+    fn record(&self, pod: &str) -> PathBuf {
+        self.daemon.root().join("state/sandboxes").join(pod)
+    }
+
+    async fn restart(&mut self, pod: &mut Pod) {
+        self.daemon.restart().await;
+        pod.reconnect(&self.daemon).await;
+    }
+}
+
+async fn not_ready(pod: &mut Pod) {
+    eventually("the pod is not ready", patience(20), async || {
+        (pod.status().await.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+    })
+    .await;
+}
+
+async fn gone(process: Pid) {
+    eventually("it has ended", patience(10), async || test_kill_process(process).is_err().then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_is_killed_midway_ends_as_it_was_asked() {
+    let Some(mut ground) = Ground::new().await else { return };
+    // A machine that ends while nobody listens, as the stop wants it, and one that does not
+    for (name, then) in [("ends", Signal::KILL), ("stays", Signal::CONT)] {
+        let mut pod = ground.pod(name).await;
+        let running = pod.start(ground.sleeper()).await;
+        let ended = container_config("ended", &ground.image, &["/bin/sh", "-c", "exit 5"]);
+        let ended = pod.start(ended).await;
+        pod.ended(&ended).await;
+        let vmm = vmm_of(&ground.daemon, &pod).await;
+
+        // Given a stop that has begun, of a machine that does not answer at the moment
+        let before = fs::read(ground.record(&pod.id)).unwrap();
+        kill_process(vmm, Signal::STOP).unwrap();
+        let (mut client, request) =
+            (pod.client(), cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
+        let stopping = tokio::spawn(async move { client.stop_pod_sandbox(request).await });
+        eventually("the stop is noted", patience(10), async || {
+            (fs::read(ground.record(&pod.id)).unwrap() != before).then_some(())
+        })
+        .await;
+        // When hulld is killed,
+        ground.daemon.kill();
+        assert!(stopping.await.unwrap().is_err());
+        kill_process(vmm, then).unwrap();
+        ground.restart(&mut pod).await;
+
+        // Then the stop is ended nevertheless, and its containers ended by that
+        not_ready(&mut pod).await;
+        gone(vmm).await;
+        let status = pod.ended(&running).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"), "{name}: {}", status.message);
+        assert_eq!(pod.ended(&ended).await.exit_code, 5);
+        pod.stop().await;
+        pod.remove().await;
+    }
+    ground.daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_server_of_volumes_died_unseen_is_not_taken_up() {
+    let Some(mut ground) = Ground::new().await else { return };
+    let host = ground.daemon.path("host");
+    fs::create_dir(&host).unwrap();
+    let mut pod = ground.pod("served").await;
+    let mut config = ground.sleeper();
+    config.mounts = vec![mount(&host, "/host")];
+    let id = pod.start(config).await;
+    pod.shell(&id, "echo written > /host/file").await;
+    let server = server_of(ground.daemon.cgroup());
+
+    ground.daemon.kill();
+    kill_process(server, Signal::KILL).unwrap();
+    gone(server).await;
+    ground.restart(&mut pod).await;
+
+    not_ready(&mut pod).await;
+    let status = pod.ended(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "MachineFault"), "{}", status.message);
+    assert!(status.message.contains("hull-virtiofsd"), "{}", status.message);
+    assert_eq!(fs::read_to_string(host.join("file")).unwrap(), "written\n");
+    pod.stop().await;
+    pod.remove().await;
+    ground.daemon.finish().await;
+}
+
+/// The one hull-virtiofsd below this cgroup.
+fn server_of(cgroup: &str) -> Pid {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut servers = processes.filter_map(|entry| {
+        let program = fs::read_link(entry.path().join("exe")).ok()?;
+        let groups = fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        let is_it = program.ends_with("hull-virtiofsd") && groups.contains(cgroup);
+        Pid::from_raw(entry.file_name().to_str().filter(|_| is_it)?.parse().ok()?)
+    });
+    let server = servers.next().expect("a hull-virtiofsd");
+    assert!(servers.next().is_none(), "there is more than one");
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_nobody_knows_are_ended_at_the_next_start() {
+    let Some(mut ground) = Ground::new().await else { return };
+    let (mut forgotten, mut lost, mut known) =
+        (ground.pod("forgotten").await, ground.pod("lost").await, ground.pod("known").await);
+    let mut machines = Vec::new();
+    for pod in [&mut forgotten, &mut lost] {
+        pod.start(ground.sleeper()).await;
+        machines.push(vmm_of(&ground.daemon, pod).await);
+    }
+    let id = known.start(ground.sleeper()).await;
+
+    // Given a pod without its record, and one of which the machine's own record alone is left
+    ground.daemon.kill();
+    for pod in [&forgotten, &lost] {
+        fs::remove_file(ground.record(&pod.id)).unwrap();
+    }
+    fs::remove_dir_all(ground.daemon.path("state/pods").join(&lost.id)).unwrap();
+    ground.restart(&mut known).await;
+
+    for vmm in machines {
+        gone(vmm).await;
+    }
+    assert_eq!(machines_of(&ground.daemon), [known.id.clone()]);
+    assert_eq!(known.output(&id, &["echo", "here"]).await, "here\n");
+    known.stop().await;
+    known.remove().await;
+    assert_eq!(machines_of(&ground.daemon), Vec::<String>::new());
+    ground.daemon.finish().await;
+}
