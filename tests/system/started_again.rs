@@ -3,7 +3,7 @@
 use std::fs;
 
 use hull_tests::daemon::Daemon;
-use hull_tests::image;
+use hull_tests::image::{self, Image, Layer, Packing};
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
 use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
@@ -118,6 +118,59 @@ async fn a_container_starts_again_after_its_pod_has_ended() {
     runs(4);
     hull.ok(&["rm", "-f", "web"]);
     assert!(hull.json(&["pods"]).as_array().unwrap().is_empty());
+    daemon.finish().await;
+}
+
+/// The same in a machine, where the files are on its own disk: as long as it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_of_a_machine_starts_again_with_what_it_wrote() {
+    let mut daemon = Daemon::start().await;
+    if !hull_tests::microvm::available(&daemon).await {
+        return daemon.finish().await;
+    }
+    let registry = Registry::start();
+    let layers = vec![
+        (image::busybox_layer(), Packing::Gzip),
+        (
+            Layer::default().directory("data").owned_file("data/seed", 0o640, 1000, b"from the image\n"),
+            Packing::Plain,
+        ),
+    ];
+    let config = serde_json::json!({"Env": ["PATH=/bin"], "Volumes": {"/data": {}}});
+    let name = registry.push("team/app", "1", &Image::new(layers, config));
+    let hull = Hull::of(&daemon);
+    hull.ok(&["pull", &name]);
+    let shared = daemon.path("shared");
+    fs::create_dir(&shared).unwrap();
+    let volume = format!("{}:/shared", shared.display());
+    let counter = format!("cat /data/seed && echo x >> /data/runs && echo x >> /shared/runs && {COUNTER}");
+    let run = ["run", "-d", "--runtime", "microvm", "--name", "counter", "-v", &volume, &name, "sh", "-c"];
+    hull.ok(&[&run[..], &[&counter]].concat());
+    assert_eq!(ended(&hull, "counter").await["exitCode"], 1);
+    let first = hull.json(&["inspect", "counter"])["status"].clone();
+
+    for count in 2..=3 {
+        hull.ok(&["start", "counter"]);
+        let status = hull_tests::eventually("the next end", hull_tests::patience(20), async || {
+            let status = ended(&hull, "counter").await;
+            (status["exitCode"] == count).then_some(status)
+        })
+        .await;
+        assert!(status["startedAt"].as_i64() > first["finishedAt"].as_i64(), "{status} after {first}");
+        // hulld's successor does as well
+        daemon.kill();
+        daemon.restart().await;
+        assert_eq!(ended(&hull, "counter").await["exitCode"], count);
+    }
+    let line = |run| format!("from the image\nthis is run {run}\n");
+    assert_eq!(hull.ok(&["logs", "counter"]), [line(1), line(2), line(3)].concat());
+    assert_eq!(fs::read_to_string(shared.join("runs")).unwrap(), "x\nx\nx\n");
+
+    // Its files are the machine's
+    hull.ok(&["stopp", "counter"]);
+    let error = hull.fails(125, &["start", "counter"]);
+    assert!(error.contains("gone with the pod's machine"), "{error}");
+    hull.ok(&["rm", "-f", "--all"]);
     daemon.finish().await;
 }
 

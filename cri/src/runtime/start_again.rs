@@ -42,12 +42,6 @@ impl Runtime {
     /// Brings up the container's pod if it has ended and is ours to bring up.
     async fn bring_back(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let pod = &container.pod;
-        if pod.launcher.has_own_kernel() && container.with_record(|record| record.is_over()) {
-            return Err(Error::FailedPrecondition(format!(
-                "the container {} cannot be started again: it is in a microVM pod, which starts a container once",
-                container.id()
-            )));
-        }
         if pod.phase() == PodPhase::Ready {
             return Ok(());
         }
@@ -63,7 +57,7 @@ impl Runtime {
             return refuse("and only who made it can make another one");
         }
         if pod.launcher.has_own_kernel() {
-            return refuse("with its machine");
+            return refuse("and its files have gone with the pod's machine");
         }
         let Some(_order) = self.order_to_end(pod).await else {
             // It is to find the pod gone should it ever go on, and not another one in its place.
@@ -99,6 +93,7 @@ impl Runtime {
             record.addresses.clear();
             record.agent_pid = 0;
             record.reaper_pid = 0;
+            record.stopping = false;
         })?;
         let mut trace = Trace::begin("RunPodSandbox");
         self.bring_up(pod, &config, network, &host::host(), &mut trace).await?;

@@ -132,12 +132,14 @@ impl Pour<'_> {
             format(Some(&seed))
         })?;
         let kind = add_volume::Kind::Scratch(range);
-        // As the image has it; gone already if this start was tried before.
-        match fs::metadata(seed.join(VOLUME_ROOT)) {
+        // As the image has it, also when the container is started again: the root stays, without what was in it.
+        let root = seed.join(VOLUME_ROOT);
+        match fs::metadata(&root) {
             Ok(metadata) => self.add_like(&volume, kind, &metadata)?,
+            // Left by an older hulld.
             Err(_) => self.add(&volume, kind, false)?,
         }
-        let _ = fs::remove_dir_all(&seed);
+        empty(&root).map_err(SandboxError::host("empty", root))?;
         Ok(slot::Kind::Volume(agent::VolumePath { id: volume.id, path: String::new() }))
     }
 
@@ -396,6 +398,16 @@ impl Pour<'_> {
 
     /// Puts the host's block devices behind the machine's slots.
     fn block_devices(&self, start: &mut agent::StartContainer) -> Result<(), SandboxError> {
+        self.clear_slots()?;
+        self.fill_slots(start).inspect_err(|_| {
+            // Others may have them.
+            if let Err(error) = self.clear_slots() {
+                tracing::warn!(container = self.container, %error, "block slots stay taken");
+            }
+        })
+    }
+
+    fn fill_slots(&self, start: &mut agent::StartContainer) -> Result<(), SandboxError> {
         for device in &mut start.devices {
             if device.r#type != "b" {
                 return unsupported(format!(
@@ -421,6 +433,22 @@ impl Pour<'_> {
             device.block_slot = Some(slot);
         }
         Ok(())
+    }
+
+    /// Slots that the container has of a run before this one.
+    fn clear_slots(&self) -> Result<(), SandboxError> {
+        let is_its = |one: &BlockSlot| one.container == self.container;
+        let slots: Vec<u32> = self.machine.with_record(|record| {
+            record.slots.iter().filter(|one| is_its(one)).map(|one| one.slot).collect()
+        });
+        for slot in &slots {
+            let call = vmm_request::Call::ClearSlot(vmm::ClearSlot { slot: *slot });
+            self.runtime.block_on(self.machine.control.order("clear a slot of", call, Vec::new()))?;
+        }
+        match slots.is_empty() {
+            true => Ok(()),
+            false => self.machine.change(|record| record.slots.retain(|one| !is_its(one))),
+        }
     }
 }
 
@@ -499,6 +527,22 @@ fn like(path: &Path, metadata: &fs::Metadata) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     std::os::unix::fs::chown(path, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(metadata.mode() & 0o7777))
+}
+
+/// Removes what is in a directory, if it is there.
+fn empty(path: &Path) -> std::io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// Where the host has the device (sysfs, `uevent`).
