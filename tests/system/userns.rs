@@ -9,6 +9,8 @@ use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
 use serde_json::json;
 
+use super::microvm::Kubelet;
+
 const HOST_ID: u32 = 300_000;
 const LENGTH: u32 = 65_536;
 
@@ -44,7 +46,7 @@ fn mount(host: &std::path::Path, container: &str) -> cri::Mount {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_has_its_own_ids_network_and_volumes() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
+    if hull_tests::microvm::excepted("with hostUsers: false, host paths are refused") {
         return;
     }
     let registry = Registry::start();
@@ -112,11 +114,60 @@ async fn a_pod_has_its_own_ids_network_and_volumes() {
     daemon.finish().await;
 }
 
+/// The guest's kernel has one for the pod, and the volumes that are the guest's are its users'.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_in_a_machine_has_its_own_users_in_the_guest() {
+    let daemon = Daemon::start().await;
+    if !hull_tests::microvm::available(&daemon).await {
+        return daemon.finish().await;
+    }
+    let registry = Registry::start();
+    let of_web = Layer::default().directory("srv").owned_file("srv/file", 0o600, 1000, b"of web\n");
+    let image = Image::new(
+        vec![(image::busybox_layer(), Packing::Gzip), (of_web, Packing::Gzip)],
+        json!({"Env": ["PATH=/bin"], "Volumes": {"/srv": {}}}),
+    );
+    let name = registry.push("busybox", "v1", &image);
+    daemon.pull(&name).await;
+    let kubelet = Kubelet::of(&daemon, "users");
+    let (secret, empty) = (kubelet.volume("secret", "s"), kubelet.volume("empty-dir", "e"));
+    Kubelet::write(&secret, "..one", &[("key", "secret\n")]);
+    chown(secret.join("..one/key"), Some(1000), Some(1000)).unwrap();
+    let host = daemon.path("host");
+    std::fs::create_dir(&host).unwrap();
+    let mut pod = Pod::run_microvm(&daemon, userns_pod(&daemon, "users")).await;
+    let mut config = container_config("main", &name, &["/bin/sleep", "1000"]);
+    config.mounts = vec![mount(&secret, "/secret"), mount(&empty, "/empty")];
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.capabilities =
+        Some(cri::Capability { add_capabilities: vec!["NET_ADMIN".into()], ..Default::default() });
+    let id = pod.start(config).await;
+
+    let map = pod.shell(&id, "cat /proc/self/uid_map").await;
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "300000", "65536"]);
+    assert_eq!(
+        pod.shell(&id, "id -u; stat -Lc %u:%g /bin/busybox /srv/file /secret/key; cat /secret/key").await,
+        "0\n0:0\n1000:1000\n1000:1000\nsecret\n"
+    );
+    pod.shell(&id, "for d in /empty /srv; do touch $d/mine && chown 5:6 $d/mine; done").await;
+    assert_eq!(pod.shell(&id, "stat -c %u:%g /empty/mine /srv/mine").await, "5:6\n".repeat(2));
+    // Its network is its users', the machine is not
+    let address = pod.status().await.network.unwrap().ip;
+    assert!(pod.shell(&id, "ip -o address show eth0").await.contains(&address));
+    assert_eq!(pod.shell(&id, "ip link set eth0 mtu 1400 && echo changed").await, "changed\n");
+    assert_ne!(pod.exec(&id, &["sysctl", "-w", "kernel.core_pattern=x"]).await.exit_code, 0);
+    // Linux maps no ids on the submounts that virtio-fs has (fs/fuse/inode.c, fuse_fill_super_submount)
+    let mut config = container_config("host", &name, &["/bin/true"]);
+    config.mounts = vec![mount(&host, "/host")];
+    let refused = pod.start_fails(config).await;
+    assert!(refused.message().contains("cannot map the ids of the mount at /host"), "{refused}");
+    pod.stop().await;
+    pod.remove().await;
+    daemon.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_share_an_image_whatever_their_ids() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let daemon = Daemon::start().await;
@@ -160,7 +211,7 @@ async fn pods_share_an_image_whatever_their_ids() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_network_can_be_shared_and_nothing_can_be_done_to_it() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
+    if hull_tests::microvm::excepted("hostNetwork is refused") {
         return;
     }
     let registry = Registry::start();
@@ -184,9 +235,6 @@ async fn the_nodes_network_can_be_shared_and_nothing_can_be_done_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_refused_before_anything_is_made() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let daemon = Daemon::start().await;
@@ -241,9 +289,6 @@ async fn what_cannot_be_is_refused_before_anything_is_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_means_only_its_own_part_of_the_machine() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let daemon = Daemon::start().await;
@@ -269,9 +314,6 @@ async fn privileged_means_only_its_own_part_of_the_machine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_survives_hulld_and_takes_more_containers() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let mut daemon = Daemon::start().await;
@@ -291,9 +333,6 @@ async fn a_pod_survives_hulld_and_takes_more_containers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_programs_file_gives_its_capabilities_with_and_without_a_user_namespace() {
     const NET_RAW: u32 = 1 << 13;
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let capable = Layer::default().capable_file("bin/busybox-raw", NET_RAW, &busybox);
@@ -304,10 +343,7 @@ async fn a_programs_file_gives_its_capabilities_with_and_without_a_user_namespac
     let name = registry.push("busybox", "v1", &image);
     let daemon = Daemon::start().await;
     daemon.pull(&name).await;
-    let mut pods = vec![("plain", networked_pod_config(&daemon, "plain"))];
-    if !hull_tests::microvm::excepted("hostUsers: false is refused") {
-        pods.push(("userns", userns_pod(&daemon, "userns")));
-    }
+    let pods = [("plain", networked_pod_config(&daemon, "plain")), ("userns", userns_pod(&daemon, "userns"))];
     for (kind, config) in pods {
         let mut pod = Pod::run(&daemon, config).await;
         for (number, no_new_privs) in [false, true].into_iter().enumerate() {
@@ -328,9 +364,6 @@ async fn a_programs_file_gives_its_capabilities_with_and_without_a_user_namespac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_of_cni_plugins_belongs_to_the_pods_users() {
-    if hull_tests::microvm::excepted("hostUsers: false is refused") {
-        return;
-    }
     let registry = Registry::start();
     let name = registry.push("busybox", "v1", &image::busybox());
     let (daemon, cni) = crate::network::Cni::start().await;

@@ -70,7 +70,7 @@ impl Runtime {
         let (cgroup_parent, cgroup_levels) =
             pod::cgroup(&config, &self.config.cgroup.parent, self.systemd.is_some(), &id)?;
         let namespaces = pod::namespaces(&config)?;
-        if pod::mapping(&config)?.is_some() {
+        if pod::mapping(&config)?.is_some() && !launcher.has_own_kernel() {
             self.user_namespaces.clone().map_err(Error::FailedPrecondition)?;
         }
         let host = host::host();
@@ -192,13 +192,14 @@ impl Runtime {
         Ok(())
     }
 
-    /// The pod's user namespace with those that belong to it, if it asks for one.
+    /// The pod's user namespace with those that belong to it, if it asks for one; a machine makes them itself.
     async fn user_namespace(
         &self,
         pod: &Arc<Pod>,
         config: &PodSandboxConfig,
     ) -> Result<Option<Arc<PodNamespaces>>> {
-        let Some(mapping) = pod::mapping(config)? else { return Ok(None) };
+        let mapping = pod::mapping(config)?.filter(|_| !pod.launcher.has_own_kernel());
+        let Some(mapping) = mapping else { return Ok(None) };
         let made = pod.launcher.user_namespace(mapping.uids, mapping.gids).await;
         made.map(|made| Some(Arc::new(made)))
             .map_err(Error::sandbox(format!("cannot make the pod sandbox {}", pod.id())))

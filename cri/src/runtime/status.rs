@@ -33,7 +33,8 @@ impl Runtime {
         // mount_setattr with AT_RECURSIVE is older than every kernel that mounts files as EROFS.
         let features = |machine: bool| RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: user_namespaces && !machine,
+            // The guest's kernel is hull's own.
+            user_namespaces: user_namespaces || machine,
         };
         let handler = |name: &str, launcher: &Arc<dyn Launcher>| RuntimeHandler {
             name: name.to_owned(),

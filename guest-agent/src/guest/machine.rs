@@ -8,21 +8,33 @@ use rustix::fd::AsFd;
 
 use super::{Doing, GuestError, network};
 use crate::protocol::messages::Guest;
-use crate::sandbox;
+use crate::sandbox::{self, IdMap, PodNamespaces};
 
 /// Fewest random bytes that a machine begins with.
 const MIN_ENTROPY: usize = 32;
 /// Most processors that are brought online by one request; the kernel is built for so many.
 const MAX_CPUS: u32 = 64;
 
-/// Entropy first, before anything that may draw a random number; then processors, network and sysctls.
-pub(crate) fn become_the_pods(guest: &Guest) -> Result<(), GuestError> {
+/// Entropy first, before anything that may draw a random number; then processors, network and sysctls. With `ids`, the
+/// user and group ids of the pod's user namespace, that namespace and those that belong to it are made; the machine's
+/// interface moves into them, and so does the caller's network.
+pub(crate) fn become_the_pods(
+    guest: &Guest,
+    ids: Option<(IdMap, IdMap)>,
+) -> Result<Option<PodNamespaces>, GuestError> {
     add_entropy(&guest.entropy)?;
     bring_online(guest.cpus.max(1))?;
-    if let Some(network) = &guest.network {
-        network::configure(network)?;
+    let own = ids.map(|(uids, gids)| PodNamespaces::make(uids, gids)).transpose();
+    let own = own.doing(|| "make the pod's user namespace".into())?;
+    let interface = network::interface()?;
+    if let Some(own) = &own {
+        network::enter(own.network.as_fd(), interface)?;
     }
-    write_sysctls(&guest.kernel_sysctls)
+    if let Some(network) = &guest.network {
+        network::configure(network, interface)?;
+    }
+    write_sysctls(&guest.kernel_sysctls)?;
+    Ok(own)
 }
 
 fn add_entropy(bytes: &[u8]) -> Result<(), GuestError> {
@@ -106,7 +118,7 @@ mod tests {
 
     #[test]
     fn too_little_entropy_is_refused_before_anything_is_done() {
-        let error = become_the_pods(&Guest { entropy: vec![1; 31], ..Guest::default() }).unwrap_err();
+        let error = become_the_pods(&Guest { entropy: vec![1; 31], ..Guest::default() }, None).unwrap_err();
         assert!(error.to_string().contains("31 random bytes"), "{error}");
     }
 

@@ -2,7 +2,10 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+
+use hull_sys::namespace::{self, Namespaces};
 
 use super::GuestError;
 use super::netlink::{
@@ -20,6 +23,7 @@ const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
@@ -42,7 +46,8 @@ const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
 
-const LOOPBACK: &str = "lo";
+/// In every namespace (linux/net_namespace.h, LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
 
 /// An address with the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,24 +59,36 @@ struct Prefix {
 /// Brings the loopback up.
 pub(super) fn loopback() -> Result<(), GuestError> {
     let system = |error| GuestError::system("bring up the loopback", error);
-    let mut netlink = Netlink::open().map_err(system)?;
-    netlink.ask(link(index_of(LOOPBACK).map_err(system)?, IFF_UP)).map_err(system)
+    Netlink::open().and_then(|mut netlink| netlink.ask(link(LOOPBACK, IFF_UP))).map_err(system)
+}
+
+/// Enters the network namespace of a pod that has its own users, and brings the interface along: in the machine's first
+/// one those users could change nothing.
+pub(super) fn enter(namespace: BorrowedFd<'_>, interface: Option<u32>) -> Result<(), GuestError> {
+    let system = |error| GuestError::system("move into the pod's network namespace", error);
+    if let Some(index) = interface {
+        // It keeps its number: nothing but the loopback is there (net/core/dev.c, __dev_change_net_namespace).
+        let moved = link(index, 0).attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+        Netlink::open().and_then(|mut netlink| netlink.ask(moved)).map_err(system)?;
+    }
+    namespace::enter(namespace, Namespaces::NET).map_err(system)?;
+    loopback()
 }
 
 /// Gives the machine's interface its name, address, routes and neighbours, and brings it up.
-pub(super) fn configure(network: &GuestNetwork) -> Result<(), GuestError> {
+pub(super) fn configure(network: &GuestNetwork, interface: Option<u32>) -> Result<(), GuestError> {
     let entries = network.addresses.len() + network.routes.len() + network.neighbours.len();
     if entries > MAX_ENTRIES {
         return Err(GuestError::invalid(format!("cannot use a network of {entries} addresses and routes")));
     }
-    let interface = the_interface()?;
+    let none = || GuestError::invalid("the machine was born without a network interface");
+    let index = interface.ok_or_else(none)?;
     let failed = |doing: String| move |error| GuestError::system(doing, error);
-    let index = index_of(&interface).map_err(failed(format!("find the interface {interface}")))?;
     let mut netlink = Netlink::open().map_err(failed("open netlink".into()))?;
     for request in settings(network, index)? {
-        netlink.ask(request).map_err(failed(format!("set up the interface {interface}")))?;
+        netlink.ask(request).map_err(failed(format!("set up the interface {index}")))?;
     }
-    netlink.ask(link(index, IFF_UP)).map_err(failed(format!("bring up the interface {interface}")))?;
+    netlink.ask(link(index, IFF_UP)).map_err(failed(format!("bring up the interface {index}")))?;
     for text in &network.addresses {
         netlink.ask(address(index, prefix(text)?)).map_err(failed(format!("add the address {text}")))?;
     }
@@ -86,8 +103,8 @@ pub(super) fn configure(network: &GuestNetwork) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// The one interface that has a device behind it.
-fn the_interface() -> Result<String, GuestError> {
+/// The number of the one interface that has a device behind it, if the machine was born with one.
+pub(super) fn interface() -> Result<Option<u32>, GuestError> {
     let system = |error| GuestError::system("look for the network interface", error);
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/class/net").map_err(system)? {
@@ -97,10 +114,7 @@ fn the_interface() -> Result<String, GuestError> {
         }
     }
     found.sort();
-    found
-        .into_iter()
-        .next()
-        .ok_or_else(|| GuestError::invalid("the machine was born without a network interface"))
+    found.first().map(|name| index_of(name)).transpose().map_err(system)
 }
 
 fn index_of(interface: &str) -> io::Result<u32> {
@@ -225,7 +239,6 @@ fn prefix(text: &str) -> Result<Prefix, GuestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hull_sys::namespace::{self, Namespaces};
     use std::process::Command;
 
     /// In a network namespace of this thread's own.

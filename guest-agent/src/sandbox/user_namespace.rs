@@ -39,7 +39,7 @@ impl IdMap {
         (length > 0 && fits(container) && fits(host)).then_some(Self { container, host, length })
     }
 
-    pub(super) fn from_message(message: Option<&messages::IdMapping>) -> Option<Self> {
+    pub(crate) fn from_message(message: Option<&messages::IdMapping>) -> Option<Self> {
         let message = message?;
         Self::new(message.container_id, message.host_id, message.length)
     }

@@ -17,11 +17,6 @@ pub(super) fn pod(config: &PodSandboxConfig) -> Option<String> {
             ));
         }
     }
-    let users = options.userns_options.as_ref().map(|users| users.mode());
-    if users.is_some_and(|mode| mode != NamespaceMode::Node) {
-        let reason = "a pod in a machine of its own needs no user namespace (hostUsers: false): its users are not the host's";
-        return Some(reason.into());
-    }
     None
 }
 
@@ -50,7 +45,7 @@ mod tests {
     use super::*;
     use crate::api::runtime::{
         HugepageLimit, LinuxContainerConfig, LinuxContainerResources, LinuxPodSandboxConfig,
-        LinuxSandboxSecurityContext, Mount, NamespaceOption, UserNamespace,
+        LinuxSandboxSecurityContext, Mount, NamespaceOption,
     };
 
     fn with(options: NamespaceOption) -> PodSandboxConfig {
@@ -71,9 +66,6 @@ mod tests {
         }
         assert_eq!(pod(&with(NamespaceOption::default())), None);
         assert_eq!(pod(&PodSandboxConfig::default()), None);
-        let users = UserNamespace { mode: NamespaceMode::Pod.into(), ..Default::default() };
-        let options = NamespaceOption { userns_options: Some(users), ..Default::default() };
-        assert!(pod(&with(options)).unwrap().contains("hostUsers"));
     }
 
     #[test]

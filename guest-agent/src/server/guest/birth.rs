@@ -24,7 +24,7 @@ use crate::protocol::messages::{
     request::Call, response::Outcome,
 };
 use crate::protocol::{FrameReader, encode, is_valid_id};
-use crate::sandbox;
+use crate::sandbox::{self, IdMap, PodNamespaces};
 
 /// Where the pod's processes are, unless the request says otherwise.
 const CGROUP: &str = "/pod";
@@ -191,8 +191,9 @@ fn create_inside(
     listener: OwnedFd,
     streams: Streams,
 ) -> Result<(Server, SandboxCreated), CallError> {
-    let spec = in_this_machine(spec);
-    machine::become_the_pods(guest)?;
+    let mut spec = in_this_machine(spec);
+    let own = machine::become_the_pods(guest, ids(&spec)?)?;
+    let slots = own.map(|own| take(own, &mut spec));
     let layout = spec.cgroups.clone().unwrap_or_default();
     let cgroup = PodCgroup::open(Arc::new(Hierarchies::open(&layout)?), &spec.cgroup_parent)?;
     if let Some(resources) = &spec.pod_resources {
@@ -200,7 +201,7 @@ fn create_inside(
     }
     // The agent itself stays in the root cgroup, which has no limits and may hold processes.
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
-    let facts = sandbox::enter(&spec, &Slots::new(&[], &[]))
+    let facts = sandbox::enter(&spec, &Slots::resolved(&[], slots.as_deref().unwrap_or_default()))
         .and_then(|facts| sandbox::leave_host().map(|()| facts))
         .map_err(|error| CallError::invalid(error.to_string()))?;
     place::make()?;
@@ -230,11 +231,33 @@ fn create_inside(
     Ok((server, created))
 }
 
+/// The user and group ids of the pod's user namespace, if it is to have one.
+fn ids(spec: &CreateSandbox) -> Result<Option<(IdMap, IdMap)>, CallError> {
+    if spec.uid_mapping.is_none() && spec.gid_mapping.is_none() {
+        return Ok(None);
+    }
+    let both =
+        IdMap::from_message(spec.uid_mapping.as_ref()).zip(IdMap::from_message(spec.gid_mapping.as_ref()));
+    let wrong = || CallError::invalid("the mapping of the pod's users or groups cannot be");
+    both.map(Some).ok_or_else(wrong)
+}
+
+/// What the request's slots would be, had these namespaces come with it. The network is entered already.
+fn take(own: PodNamespaces, spec: &mut CreateSandbox) -> Vec<Option<OwnedFd>> {
+    spec.user_namespace = Some(0);
+    spec.ipc_namespace = Some(1);
+    spec.uts_namespace = Some(2);
+    [own.user, own.ipc, own.uts].map(Some).into()
+}
+
 /// The request with what is true in every guest.
 fn in_this_machine(spec: &CreateSandbox) -> CreateSandbox {
     let or = |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
     CreateSandbox {
         network_namespace: None,
+        user_namespace: None,
+        ipc_namespace: None,
+        uts_namespace: None,
         shm_source: None,
         cgroups: Some(boot::cgroups()),
         cgroup_parent: or(&spec.cgroup_parent, CGROUP),
