@@ -39,6 +39,8 @@ pub(crate) struct Machine {
     /// The jailed process.
     pid: i32,
     servers: Vec<Child>,
+    /// The last jailed hull-virtiofsd.
+    pub(crate) server_pid: i32,
     pub(crate) directory: TempDir,
 }
 
@@ -99,6 +101,7 @@ impl Machine {
             streams: 0,
             pid: 0,
             servers: Vec::new(),
+            server_pid: 0,
             directory,
         };
         let born = messages::Machine {
@@ -285,6 +288,7 @@ impl Machine {
         };
         let served = self.call(Call::ServeVolumes(ServeVolumes { server: 0 }), &[for_machine.as_fd()]);
         assert!(matches!(served, Outcome::Done(_)), "{served:?}");
+        self.server_pid = booted.pid;
         Server::of(booted.pid).unwrap()
     }
 

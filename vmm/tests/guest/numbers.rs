@@ -24,6 +24,9 @@ const MARK: &[u8] = b"FIRST INSTRUCTION";
 const BULK: usize = 64 << 20;
 /// Files that are read and made through virtio-fs.
 const FILES: usize = 500;
+/// Streams that are open at a time, and of these that are full.
+const STREAMS: usize = 128;
+const STREAMS_FULL: usize = 8;
 
 fn rounds() -> usize {
     std::env::var("HULL_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20)
@@ -194,16 +197,9 @@ fn numbers_of_a_running_machine() {
     for number in 0..FILES {
         fs::write(host.join(format!("file{number}")), "x".repeat(1000)).unwrap();
     }
-    let server = machine.serve_volumes();
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-    let tree = rustix::fs::open(&host, flags, rustix::fs::Mode::empty()).unwrap();
-    server.attach(0, &host, std::os::fd::AsFd::as_fd(&tree), false).unwrap();
-    let shared = add_volume::Kind::Shared(add_volume::Shared { index: 0, directory: true });
-    let volume = AddVolume { id: "host".into(), kind: Some(shared), ..Default::default() };
-    agent.done(Call::AddVolume(volume), vec![]);
     machine.log("one");
     let mut one = Container::new("one", image, machine.scratch(), "while :; do sleep 1000; done");
-    one.mount("/host", Kind::Volume(VolumePath { id: "host".into(), path: String::new() }));
+    share(&mut machine, &mut agent, &mut one, &host);
     numbers.timed("StartContainer in the guest (ms)", || agent.start(one));
 
     // Once: afterwards it is in the guest's memory.
@@ -225,6 +221,100 @@ fn numbers_of_a_running_machine() {
         throughput(&mut machine, &mut agent, &mut numbers);
     }
     numbers.print();
+}
+
+/// What a stream and an open inode take, from what many of them take together.
+#[test]
+#[ignore = "measures for minutes"]
+fn numbers_of_streams_and_inodes() {
+    let mut numbers = Numbers::default();
+    for _ in 0..rounds().min(5) {
+        let Some(mut machine) = Machine::boot(1, 256 << 20) else { return };
+        let tree = machine.directory.path().join("busybox");
+        disk::busybox(&tree, &[]);
+        let image = machine.image(&tree);
+        let mut agent = machine.agent();
+        agent.create(|_| ());
+        let host = machine.directory.path().join("host");
+        fs::create_dir(&host).unwrap();
+        for number in 0..FILES {
+            fs::write(host.join(format!("file{number}")), "x").unwrap();
+        }
+        machine.log("one");
+        let mut one = Container::new("one", image, machine.scratch(), "while :; do sleep 1000; done");
+        share(&mut machine, &mut agent, &mut one, &host);
+        agent.start(one);
+        run(&mut agent, "exec true");
+        streams(&mut machine, &mut agent, &mut numbers);
+        inodes(&machine, &mut agent, &mut numbers);
+    }
+    numbers.print();
+}
+
+fn streams(machine: &mut Machine, agent: &mut Agent, numbers: &mut Numbers) {
+    let private = |machine: &Machine| beyond_guest_memory(machine.pid()).0 * 1048576.0;
+    let before = private(machine);
+    let waiting: Vec<_> = (0..STREAMS).map(|_| machine.stream()).collect();
+    // Behind them all on the way to the guest
+    run(agent, "exec true");
+    numbers.add("hull-vmm: bytes of an idle vsock stream", (private(machine) - before) / STREAMS as f64);
+    drop(waiting);
+    run(agent, "exec true");
+
+    let before = private(machine);
+    let mut full = Vec::new();
+    for _ in 0..STREAMS_FULL {
+        let (number, stream) = machine.stream();
+        let mut call = exec("one", "exec cat /dev/zero");
+        call.stdout = Some(0);
+        full.push((agent.send(Call::Exec(call), vec![Kind::Stream(number)]), stream));
+    }
+    // No more comes once all buffers on the way are full.
+    let mut last = 0.0;
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let now = private(machine);
+        if now <= last {
+            break;
+        }
+        last = now;
+    }
+    let each = (last - before) / STREAMS_FULL as f64;
+    numbers.add("hull-vmm: bytes of a vsock stream that nobody reads", each);
+    for (id, stream) in full {
+        drop(stream);
+        agent.response(id);
+    }
+}
+
+fn inodes(machine: &Machine, agent: &mut Agent, numbers: &mut Numbers) {
+    let private = || beyond_guest_memory(machine.server_pid).0 * 1048576.0;
+    run(agent, "stat /host > /dev/null");
+    numbers.add("hull-virtiofsd: private memory with one volume (MiB)", private() / 1048576.0);
+    let (before, slab) = (private(), slab());
+    run(agent, "stat /host/file* > /dev/null");
+    let files = FILES as f64;
+    numbers.add("hull-virtiofsd: bytes of an inode that the guest knows", (private() - before) / files);
+    numbers.add("the host's kernel: bytes of the same, all slabs", (self::slab() - slab) / files);
+}
+
+/// Bytes of the kernel's own objects.
+fn slab() -> f64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Slab:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1024.0
+}
+
+/// Lets a container have a directory of the host, by virtio-fs.
+fn share(machine: &mut Machine, agent: &mut Agent, container: &mut Container, host: &Path) {
+    let server = machine.serve_volumes();
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let tree = rustix::fs::open(host, flags, rustix::fs::Mode::empty()).unwrap();
+    server.attach(0, host, std::os::fd::AsFd::as_fd(&tree), false).unwrap();
+    let shared = add_volume::Kind::Shared(add_volume::Shared { index: 0, directory: true });
+    let volume = AddVolume { id: "host".into(), kind: Some(shared), ..Default::default() };
+    agent.done(Call::AddVolume(volume), vec![]);
+    container.mount("/host", Kind::Volume(VolumePath { id: "host".into(), path: String::new() }));
 }
 
 fn run(agent: &mut Agent, script: &str) {
