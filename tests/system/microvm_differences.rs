@@ -176,3 +176,40 @@ async fn a_machine_has_its_own_kernel_clock_and_limits() {
     run("losetup", &["-d", &device]);
     daemon.finish().await;
 }
+
+/// Adds an interface net1 to what the plugins before it made (CNI specification, section 5).
+const SECOND_INTERFACE: &str = r#"#!/usr/bin/python3
+import json, os, subprocess, sys
+if os.environ["CNI_COMMAND"] == "VERSION":
+    print(json.dumps({"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}))
+elif os.environ["CNI_COMMAND"] == "ADD":
+    result, pin = json.load(sys.stdin)["prevResult"], os.environ["CNI_NETNS"]
+    subprocess.run(["nsenter", "--net=" + pin, "ip", "link", "add", "net1", "type", "bridge"], check=True)
+    result["interfaces"].append({"name": "net1", "sandbox": pin})
+    result["ips"].append({"address": "10.242.10.7/24", "interface": len(result["interfaces"]) - 1})
+    print(json.dumps(result))
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_interfaces_a_machine_has_eth0() {
+    let (daemon, cni) = crate::network::Cni::start().await;
+    if !available(&daemon).await {
+        return daemon.finish().await;
+    }
+    cni.add_plugin("second", SECOND_INTERFACE);
+    cni.configure_with(&daemon, &[serde_json::json!({"type": "second"})]).await;
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    daemon.pull(&name).await;
+    let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "several")).await;
+    let network = pod.status().await.network.unwrap();
+    assert!(network.ip.starts_with("10.242.9.") && network.additional_ips.is_empty(), "{network:?}");
+    let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+    let interfaces = pod.output(&id, &["ls", "/sys/class/net"]).await;
+    assert!(interfaces.contains("eth0") && !interfaces.contains("net1"), "{interfaces}");
+    pod.stop().await;
+    pod.remove().await;
+    assert_eq!(cni.leases(), 0);
+    cni.clear();
+    daemon.finish().await;
+}

@@ -111,7 +111,7 @@ impl Cni {
         let configurations = tempfile::tempdir().unwrap();
         let bridge = format!("cni{}", std::process::id() % 100_000);
         let network = format!(
-            "mode = \"cni\"\ncni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\"]\n",
+            "mode = \"cni\"\ncni_conf_dir = \"{0}\"\ncni_bin_dirs = [\"/usr/lib/cni\", \"{0}\"]\n",
             configurations.path().display()
         );
         let daemon = Daemon::start_with(&network, "").await;
@@ -121,11 +121,17 @@ impl Cni {
 
     /// Writes the configuration and waits until the daemon has it.
     pub(crate) async fn configure(&self, daemon: &Daemon) {
-        self.write(&serde_json::json!([
-            {"type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam":
-                {"type": "host-local", "dataDir": self.data, "ranges": [[{"subnet": "10.242.9.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-            {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
-        ]));
+        self.configure_with(daemon, &[]).await;
+    }
+
+    /// The same, with more plugins behind the others; programs for them may be in the directory of configurations.
+    pub(crate) async fn configure_with(&self, daemon: &Daemon, more: &[serde_json::Value]) {
+        let plugins = [
+            serde_json::json!({"type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam":
+                {"type": "host-local", "dataDir": self.data, "ranges": [[{"subnet": "10.242.9.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}),
+            serde_json::json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}),
+        ];
+        self.write(&[&plugins[..], more].concat().into());
         hull_tests::eventually("the network is ready", hull_tests::patience(10), async || {
             network_condition(daemon).await.status.then_some(())
         })
@@ -135,6 +141,14 @@ impl Cni {
     fn write(&self, plugins: &serde_json::Value) {
         let list = serde_json::json!({"cniVersion": "1.0.0", "name": "tests", "plugins": plugins});
         std::fs::write(self.configurations.path().join("10-tests.conflist"), list.to_string()).unwrap();
+    }
+
+    /// Makes a plugin of this name.
+    pub(crate) fn add_plugin(&self, name: &str, script: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.configurations.path().join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Addresses that are given.
