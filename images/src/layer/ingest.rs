@@ -17,10 +17,11 @@ use super::id::LayerId;
 use super::limits::Limits;
 use crate::digest::{Algorithm, Digest, Hasher};
 
-const BLOB_BUFFER: usize = 256 << 10;
+// Together 2 MiB for a layer: no thread waits for another's moment, and what one writes the next finds in the cache.
+const BLOB_BUFFER: usize = 64 << 10;
 const BLOB_BUFFERS: usize = 8;
-const TAR_BUFFER: usize = 512 << 10;
-const TAR_BUFFERS: usize = 12;
+const TAR_BUFFER: usize = 192 << 10;
+const TAR_BUFFERS: usize = 8;
 
 /// What the manifest and the image configuration say about a layer.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub struct BlobExpectation {
 /// Reads a layer blob, checks its digest and size and the diffID of what is in it, and converts it as
 /// [`convert`](super::convert) does.
 ///
-/// Blocking; the blob is read on a thread of its own, at most 256 KiB beyond its expected size. The super block is written only
+/// Blocking; the blob is read on a thread of its own, at most 64 KiB beyond its expected size. The super block is written only
 /// when everything has been verified, so a file left by an error cannot be mounted. Where damage on the way can have
 /// caused an error, the rest of the blob is read first and a wrong digest or size is reported instead.
 pub fn ingest<'f>(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::layer::{BlobExpectation, LayerError, LayerId};
@@ -16,8 +16,11 @@ use super::error::StoreError;
 use super::progress::{Board, PullProgress};
 use super::staged::{StageError, Staged};
 
-/// Chunks between download and conversion. A chunk is what one read of the connection gave, at most some 100 KiB.
+/// Chunks between download and conversion.
 const CHUNKS_AHEAD: usize = 16;
+/// Bytes in these, if it is more than one. A chunk is what one read of the connection gave: some 400 KiB where the
+/// registry is near.
+const BYTES_AHEAD: usize = 1 << 20;
 /// Least time between two progress events of one layer.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How often to start over when another pull's attempt at the same layer, which was joined, failed.
@@ -119,7 +122,7 @@ impl ImageStore {
         };
         let store = self.clone();
         let conversion = tokio::task::spawn_blocking(move || {
-            let reader = ChunkReader { chunks, current: Bytes::new(), ended: false };
+            let reader = ChunkReader { chunks, current: Bytes::new(), room: None, ended: false };
             store.stage(reader, &expectation)
         });
         let download = self.download(blob, sender, bytes).await;
@@ -141,6 +144,7 @@ impl ImageStore {
     ) -> Result<(), RegistryError> {
         let mut received = 0;
         let mut waits = Waits::default();
+        let ahead = Arc::new(Semaphore::new(BYTES_AHEAD));
         loop {
             let asked = Instant::now();
             let Some(chunk) = blob.chunk().await? else {
@@ -150,7 +154,16 @@ impl ImageStore {
             let (arrived, length) = (Instant::now(), chunk.len() as u64);
             received += length;
             bytes.send_replace(received);
-            if sender.send(Chunk::Bytes(chunk)).await.is_err() {
+            let share = chunk.len().min(BYTES_AHEAD) as u32;
+            let room = tokio::select! {
+                room = ahead.clone().acquire_many_owned(share) => room,
+                () = sender.closed() => return Ok(()),
+            };
+            let sent = match room {
+                Ok(room) => sender.send(Chunk::Bytes(chunk, room)).await.is_ok(),
+                Err(_) => false,
+            };
+            if !sent {
                 // The conversion has ended: with its own error, or content beyond what it wanted.
                 return Ok(());
             }
@@ -235,7 +248,8 @@ async fn relay<T>(mut progress: watch::Receiver<u64>, descriptor: &Descriptor, b
 }
 
 enum Chunk {
-    Bytes(Bytes),
+    /// With its share of [`BYTES_AHEAD`].
+    Bytes(Bytes, OwnedSemaphorePermit),
     /// The blob is complete, as far as the network can tell.
     End,
 }
@@ -244,14 +258,18 @@ enum Chunk {
 struct ChunkReader {
     chunks: mpsc::Receiver<Chunk>,
     current: Bytes,
+    /// What the current bytes take of the room ahead, for as long as they are here.
+    room: Option<OwnedSemaphorePermit>,
     ended: bool,
 }
 
 impl Read for ChunkReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() && !self.ended {
+            // Not kept while waiting.
+            (self.current, self.room) = (Bytes::new(), None);
             match self.chunks.blocking_recv() {
-                Some(Chunk::Bytes(bytes)) => self.current = bytes,
+                Some(Chunk::Bytes(bytes, room)) => (self.current, self.room) = (bytes, Some(room)),
                 Some(Chunk::End) => self.ended = true,
                 None => {
                     return Err(io::Error::new(

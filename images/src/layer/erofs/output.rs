@@ -1,11 +1,13 @@
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 
 use super::format::{BLOCK_U64, MAX_BLOCKS};
 use crate::layer::error::LayerError;
 
-const BUFFER: usize = 1 << 20;
+const BUFFER: usize = 256 << 10;
+// From here on writing at once, together with what is buffered, costs less than a copy.
+const DIRECT: usize = 32 << 10;
 // Short enough that the fsync at the end has little left, long enough for large requests.
 const WRITEBACK_STEP: u64 = 16 << 20;
 
@@ -33,17 +35,34 @@ impl<'f> Output<'f> {
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        if bytes.len() >= DIRECT {
+            self.write_with_buffer(bytes)?;
+            self.start += (self.buffer.len() + bytes.len()) as u64;
+            self.buffer.clear();
+            self.check_size()?;
+            return self.write_back();
+        }
         if self.buffer.len() + bytes.len() > BUFFER {
             self.flush()?;
         }
-        if bytes.len() < BUFFER / 4 {
-            self.buffer.extend_from_slice(bytes);
-            return Ok(());
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    // The buffer and what comes behind it, in one call if the kernel takes all of it.
+    fn write_with_buffer(&self, bytes: &[u8]) -> Result<(), LayerError> {
+        if self.buffer.is_empty() {
+            return self.write(bytes, self.start);
         }
-        self.flush()?;
-        self.write(bytes, self.start)?;
-        self.start += bytes.len() as u64;
-        self.write_back()
+        let both = [IoSlice::new(&self.buffer), IoSlice::new(bytes)];
+        let written = match rustix::io::pwritev(self.file, &both, self.start) {
+            Err(rustix::io::Errno::INTR) => 0,
+            other => other.map_err(|errno| LayerError::WriteFile(errno.into()))?,
+        };
+        let of_buffer = written.min(self.buffer.len());
+        self.write(&self.buffer[of_buffer..], self.start + of_buffer as u64)?;
+        let of_bytes = written - of_buffer;
+        self.write(&bytes[of_bytes..], self.start + (self.buffer.len() + of_bytes) as u64)
     }
 
     /// Appends zeros; long runs of them become a hole of the file.
