@@ -1,5 +1,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,9 @@ pub struct NetworkConfig {
     pub subnets: Vec<IpNet>,
     /// MTU of the bridge and of pods; `None`: that of the interface with the default route, else 1500.
     pub mtu: Option<u32>,
+    /// How long the bridge and the table stay after the last pod's link; a pod that comes meanwhile finds them. Making
+    /// and removing them takes the kernel's routing lock for tens of milliseconds, in the way of a start.
+    pub linger: Duration,
     /// Directory of CNI configurations (/etc/cni/net.d); the lexicographically first one that loads is used.
     pub cni_conf_dir: PathBuf,
     /// Directories that CNI plugins are looked up in, in this order (/opt/cni/bin, /usr/lib/cni).

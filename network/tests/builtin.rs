@@ -75,6 +75,30 @@ fn after_the_last_pod_nothing_is_left_within_a_second() {
 }
 
 #[test]
+fn the_bridge_waits_for_the_next_pod_and_goes_with_the_daemon() {
+    let name = "the_bridge_waits_for_the_next_pod_and_goes_with_the_daemon";
+    on_own_machine(name, |machine| async move {
+        let patient = NetworkConfig { linger: Duration::from_secs(3600), ..machine.config() };
+        let network = Network::open(patient).await.unwrap();
+        let before = host_state();
+        let bridge = || run_for_output("ip -o link show hull0 | cut -d: -f1");
+        network.set_up(&pod("a")).await.unwrap();
+        let first = bridge();
+        network.tear_down(&pod("a")).await.unwrap();
+        let record = machine.path("data/pods/a.json");
+        while record.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        network.set_up(&pod("b")).await.unwrap();
+        assert_eq!(bridge(), first);
+        network.tear_down(&pod("b")).await.unwrap();
+        network.release().await.unwrap();
+        expect_host_state(&before).await;
+    });
+}
+
+#[test]
 fn a_link_goes_within_a_second_even_if_a_process_keeps_the_namespace() {
     on_own_machine(
         "a_link_goes_within_a_second_even_if_a_process_keeps_the_namespace",

@@ -59,6 +59,7 @@ use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hull_agent::protocol::messages::CgroupLayout;
 use hull_images::policy::PolicyFile;
@@ -87,6 +88,9 @@ use crate::store::{Store, StoreError};
 use crate::streaming::tls::Tls;
 use crate::streaming::{Session, Streaming, StreamingError, TokenError};
 use crate::systemd::{BusError, Systemd};
+
+/// How long the built-in network keeps its bridge for no pod: a node that starts one pod after the other finds it there.
+const BRIDGE_LINGER: Duration = Duration::from_secs(10);
 
 /// What a RunPodSandbox asks for; two equal ones are the same operation.
 type PodRequest = (PodSandboxConfig, String);
@@ -239,6 +243,9 @@ impl Runtime {
         for pod in self.objects.pods() {
             pod.set_agent(None);
         }
+        if let Err(error) = self.network.release().await {
+            tracing::warn!(%error, "what ended pods left of the network stays until hulld starts again");
+        }
     }
 
     /// Runs an operation to its end even if its caller goes away meanwhile.
@@ -377,6 +384,7 @@ fn network_config(config: &Config) -> hull_network::NetworkConfig {
         bridge: network.bridge.clone(),
         subnets: network.subnets.clone(),
         mtu: network.mtu,
+        linger: BRIDGE_LINGER,
         cni_conf_dir: network.cni_conf_dir.clone(),
         cni_bin_dirs: network.cni_bin_dirs.clone(),
     }

@@ -1,7 +1,7 @@
 //! The built-in network: one bridge per daemon, an address of each range per pod, masquerading and host ports.
 //!
-//! The bridge and the packet filter's table are made with the first pod and removed within a second after the last, so
-//! that an idle daemon has nothing on the host. Attaching a pod is a handful of netlink messages; removing the link is
+//! The bridge and the packet filter's table are made with the first pod and removed some seconds after the last, or with
+//! the end of the daemon, so that an idle one has nothing on the host. Attaching a pod is a handful of netlink messages; removing the link is
 //! left to the end of the namespace and, where that does not come, to `reaper`.
 
 mod address;
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
@@ -39,6 +39,7 @@ pub(crate) struct Builtin {
     ledger: Arc<Ledger>,
     marks: Marks,
     mtu: Option<u32>,
+    linger: Duration,
     netns_dir: PathBuf,
     cursors: PathBuf,
     subnets: Mutex<Vec<IpNet>>,
@@ -81,6 +82,7 @@ impl Builtin {
             ledger,
             marks: Marks::new(&config.bridge, &config.data),
             mtu: config.mtu,
+            linger: config.linger,
             netns_dir: config.netns_dir.clone(),
             cursors,
             subnets: Mutex::new(subnets),

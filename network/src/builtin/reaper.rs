@@ -17,8 +17,6 @@ use crate::netlink::{Batch, Socket};
 
 /// From a pod's end to the first look at its link.
 const DELAY: Duration = Duration::from_millis(100);
-/// From the last pod's link to the end of the bridge; a pod in between keeps it.
-const IDLE: Duration = Duration::from_millis(150);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -44,24 +42,35 @@ impl Reaper {
 
 /// Starts the background work of this network; it ends with it.
 pub(super) fn start(builtin: &Arc<Builtin>) {
-    let reaper = builtin.reaper.clone();
+    let (reaper, linger) = (builtin.reaper.clone(), builtin.linger);
     let builtin = Arc::downgrade(builtin);
     tokio::spawn(async move {
+        // Whether the bridge may be there for no pod.
+        let mut idle = false;
         loop {
-            reaper.wake.notified().await;
-            tokio::time::sleep(DELAY).await;
+            let woken = tokio::select! {
+                () = reaper.wake.notified() => true,
+                () = tokio::time::sleep(linger), if idle => false,
+            };
+            if woken {
+                tokio::time::sleep(DELAY).await;
+            }
             // Whoever drops the network wakes this task.
             let Some(builtin) = builtin.upgrade() else { return };
+            if !woken {
+                let removed = builtin.remove_if_idle().await;
+                idle = removed.is_err();
+                if let Err(error) = removed {
+                    tracing::warn!(%error, "removing the bridge of no pod; trying again");
+                }
+                continue;
+            }
+            idle = true;
             if let Err(error) = builtin.reap().await {
                 tracing::warn!(%error, "removing what ended pods left; trying again");
                 drop(builtin);
                 tokio::time::sleep(AGAIN).await;
                 reaper.wake.notify_one();
-                continue;
-            }
-            tokio::time::sleep(IDLE).await;
-            if let Err(error) = builtin.remove_if_idle().await {
-                tracing::warn!(%error, "removing the bridge of no pod");
             }
         }
     });

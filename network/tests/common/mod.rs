@@ -56,6 +56,7 @@ impl Machine {
             bridge: "hull0".into(),
             subnets: vec![],
             mtu: None,
+            linger: Duration::from_millis(150),
             cni_conf_dir: self.path("net.d"),
             cni_bin_dirs: vec![self.path("bin"), "/usr/lib/cni".into()],
         }
