@@ -21,7 +21,7 @@ pub fn measure(
         let name = place.leaf(id);
         let leaf = pod.leaf(&name)?;
         let at = now();
-        let usage = leaf.usage()?;
+        let usage = if subject.details { leaf.usage()? } else { leaf.brief_usage()? };
         let pids = leaf.processes()?;
         all_processes += pids.len() as u64;
         // It ended meanwhile.
@@ -43,7 +43,7 @@ pub fn measure(
         answer.whole = Some(Measured {
             at: now(),
             cgroup: place.cgroup_parent.clone(),
-            usage: pod.usage()?,
+            usage: if subject.details { pod.usage()? } else { pod.brief_usage()? },
             processes: all_processes + agent,
             limits: pod.limits()?,
             details: None,

@@ -32,7 +32,7 @@ pub struct Subject {
     pub containers: Vec<String>,
     /// Also the pod as a whole.
     pub whole_pod: bool,
-    /// Also what only metrics tell and what costs more to find out ([`Details`]).
+    /// Also what only metrics tell: transfers, huge pages, tasks, and what costs more to find out ([`Details`]).
     pub details: bool,
 }
 
