@@ -160,7 +160,10 @@ impl Runtime {
         let own_kernel = pod.launcher.has_own_kernel();
         let mut request =
             pod::create_sandbox(pod.id(), config, &addresses, host, shm_size, ours, own_kernel)?;
-        request.mount_label = pod.with_record(|record| record.mount_label.clone());
+        // Brought up again after a boot without SELinux, it has labels that this kernel takes from nobody.
+        if self.selinux.is_some() {
+            request.mount_label = pod.with_record(|record| record.mount_label.clone());
+        }
         let outside = Outside {
             network_namespace: attachment.as_ref().map(|attachment| attachment.namespace.clone()),
             host_shm: pod::namespaces(config)?.host_ipc,

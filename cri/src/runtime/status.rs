@@ -68,6 +68,8 @@ impl Runtime {
             "bootId": self.boot_id,
             "startedAt": self.started_at,
             "noUserNamespaces": self.user_namespaces.as_ref().err(),
+            "apparmor": self.apparmor,
+            "selinux": self.selinux.is_some(),
             "pods": self.objects.pods().len(),
             "containers": self.objects.containers().len(),
             "cgroups": {
