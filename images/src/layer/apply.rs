@@ -9,7 +9,7 @@ use super::limits::Limits;
 use super::links::{PendingLink, PendingLinks};
 use super::path::{self, Target};
 use super::tar::{Content, Device, Entry, EntryKind, TarReader};
-use super::tree::{HIDES_LOWER, LINKED, NodeId, NodeKind, ROOT, Tree};
+use super::tree::{HIDES_LOWER, LINKED, NodeId, NodeKind, REPLACES_LOWER, ROOT, Tree};
 use super::xattr;
 
 const MAX_SYMLINK_TARGET: usize = 4095;
@@ -103,7 +103,7 @@ impl<'f, 'l> Layer<'f, 'l> {
             Some(node) => node,
             None => self.tree.add(parent, name, NodeKind::Whiteout, 0)?,
         };
-        self.tree.mark(node, HIDES_LOWER);
+        self.tree.mark(node, HIDES_LOWER | REPLACES_LOWER);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::erofs::{
 };
 use super::error::{EntryProblem, LayerError, printable};
 use super::links::PendingLink;
-use super::tree::{Children, HIDES_LOWER, LINKED, NodeId, NodeKind, ROOT, Tree};
+use super::tree::{Children, HIDES_LOWER, LINKED, NodeId, NodeKind, REPLACES_LOWER, ROOT, Tree};
 
 // Of implied directories that are told of: what layers of real images imply is a handful.
 const MAX_IMPLIED: usize = 1 << 14;
@@ -18,6 +18,7 @@ impl<'f> Layer<'f, '_> {
     /// [`Converted`](super::convert::Converted).
     pub(super) fn finish(mut self) -> Result<(Unsealed<'f>, Vec<Vec<u8>>), LayerError> {
         self.resolve_pending()?;
+        self.tree.drop_useless_whiteouts();
         let (mut tree, children) = self.tree.into_children();
         let mut image = self.image;
         let order = reachable_directories(&tree, &children);
@@ -76,9 +77,9 @@ fn reachable_directories(tree: &Tree, children: &Children) -> Vec<NodeId> {
     order
 }
 
-// Those that hide what is below cannot look like it.
+// Those that take the place of what is below do not look like it; opaque ones do.
 fn implied_directories(tree: &Tree, order: &[NodeId]) -> Vec<Vec<u8>> {
-    let is_implied = |node: &&NodeId| tree.inode(**node) == 0 && !tree.has(**node, HIDES_LOWER);
+    let is_implied = |node: &&NodeId| tree.inode(**node) == 0 && !tree.has(**node, REPLACES_LOWER);
     let mut paths = Vec::new();
     let mut bytes = 0;
     for node in order.iter().skip(1).filter(is_implied) {

@@ -63,7 +63,8 @@ struct Stack<'l> {
 
 /// What a layer says about a path.
 enum Lookup {
-    /// It has a directory there.
+    /// It has a directory there. Lower layers have none if one above it is opaque; if it is opaque itself they still say
+    /// how it looks.
     Directory { node: Node, hides_lower: bool },
     /// It has a symbolic link there or on the way, which leads to this directory of it.
     Linked { node: Node, is_last: bool },
@@ -181,7 +182,7 @@ impl<'l> Stack<'l> {
     fn lookup(&mut self, number: usize, path: &[u8]) -> io::Result<Lookup> {
         let image = &self.layers[number].image;
         let mut node = image.root()?;
-        let mut hides_lower = false;
+        let mut hides_lower = node.is_opaque;
         let mut names = path.split(|byte| *byte == b'/').peekable();
         while let Some(name) = names.next() {
             self.lookups += 1;
@@ -195,7 +196,9 @@ impl<'l> Stack<'l> {
                 None if hides_lower => return Ok(Lookup::Hidden),
                 None => return Ok(Lookup::Absent),
             };
-            hides_lower |= node.is_opaque;
+            if names.peek().is_some() {
+                hides_lower |= node.is_opaque;
+            }
         }
         Ok(Lookup::Directory { node, hides_lower })
     }

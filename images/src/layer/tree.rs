@@ -31,6 +31,8 @@ pub(super) enum NodeKind {
 
 /// Set when the lower layers' entry of the same name is hidden: a directory with it becomes opaque.
 pub(super) const HIDES_LOWER: u8 = 1;
+/// Set with it when lower layers' entry itself is gone, and not only what is in it: nothing is taken over from that.
+pub(super) const REPLACES_LOWER: u8 = 4;
 /// Set on every name of an inode that has got several.
 pub(super) const LINKED: u8 = 2;
 
@@ -134,7 +136,7 @@ impl Tree {
     pub(super) fn replace(&mut self, old: NodeId, kind: NodeKind, inode: u64) -> Result<NodeId, LayerError> {
         let Node { parent, name, flags, .. } = self.nodes[old as usize];
         let slot = self.slot(parent, self.names.get(name));
-        let node = self.push(parent, name, flags & HIDES_LOWER)?;
+        let node = self.push(parent, name, flags & (HIDES_LOWER | REPLACES_LOWER))?;
         self.table[slot] = node;
         self.set(node, kind, inode);
         self.set(old, NodeKind::Dead, 0);
@@ -178,6 +180,21 @@ impl Tree {
             if node.kind != NodeKind::Dead {
                 let slot = self.slot(node.parent, self.names.get(node.name));
                 self.table[slot] = id as NodeId;
+            }
+        }
+    }
+
+    /// Takes out whiteouts in directories that hide what is below anyway. They would do harm: where overlayfs has nothing
+    /// to merge it lists them, as names that lead to nothing.
+    pub(super) fn drop_useless_whiteouts(&mut self) {
+        // An entry always comes after its directory.
+        let mut hides = vec![false; self.nodes.len()];
+        for id in 0..self.nodes.len() {
+            let above = hides[self.nodes[id].parent as usize];
+            let node = &mut self.nodes[id];
+            hides[id] = above || node.flags & HIDES_LOWER != 0;
+            if above && node.kind == NodeKind::Whiteout {
+                node.kind = NodeKind::Dead;
             }
         }
     }

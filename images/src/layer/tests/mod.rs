@@ -7,6 +7,7 @@ mod memory;
 mod mounted;
 mod pipeline;
 mod python_times;
+mod random_stacks;
 mod random_trees;
 mod stack;
 mod tar_split;

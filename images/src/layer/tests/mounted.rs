@@ -49,6 +49,15 @@ pub(super) fn fsck(file: &File) {
 
 /// Mounts the images, lowest first, alone or under an overlay, and looks at the result.
 pub(super) fn with_mounted<T: Send>(images: &[&File], look: impl FnOnce(&Path) -> T + Send) -> T {
+    with_mounted_below(images, None, look)
+}
+
+/// The same below a directory that is no image.
+pub(super) fn with_mounted_below<T: Send>(
+    images: &[&File],
+    top: Option<&Path>,
+    look: impl FnOnce(&Path) -> T + Send,
+) -> T {
     let directory = tempfile::tempdir().unwrap();
     let base = directory.path();
     std::thread::scope(|scope| {
@@ -62,12 +71,13 @@ pub(super) fn with_mounted<T: Send>(images: &[&File], look: impl FnOnce(&Path) -
                 fs::create_dir(layer).unwrap();
                 mount_image(image, layer);
             }
-            let root = if let [only] = layers.as_slice() {
+            let root = if let ([only], None) = (layers.as_slice(), top) {
                 only.clone()
             } else {
                 let merged = base.join("merged");
                 fs::create_dir(&merged).unwrap();
-                let lower: Vec<&str> = layers.iter().rev().map(|layer| layer.to_str().unwrap()).collect();
+                let all = layers.iter().map(PathBuf::as_path).chain(top);
+                let lower: Vec<&str> = all.rev().map(|layer| layer.to_str().unwrap()).collect();
                 let options = std::ffi::CString::new(format!("lowerdir={}", lower.join(":"))).unwrap();
                 rustix::mount::mount("overlay", &merged, "overlay", MountFlags::RDONLY, options.as_c_str())
                     .unwrap();
@@ -98,7 +108,12 @@ pub(super) fn snapshot(root: &Path) -> Tree {
     let mut all = Vec::new();
     while let Some(path) = open.pop() {
         let full = root.join(&path);
-        if fs::symlink_metadata(&full).unwrap().is_dir() {
+        let metadata = match fs::symlink_metadata(&full) {
+            // Overlayfs lists whiteouts of directories that only one layer has; there is nothing behind them.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            metadata => metadata.unwrap(),
+        };
+        if metadata.is_dir() {
             for entry in fs::read_dir(&full).unwrap() {
                 open.push(path.join(entry.unwrap().file_name()));
             }

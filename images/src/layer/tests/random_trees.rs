@@ -24,7 +24,7 @@ fn layers_of_random_trees_are_what_tar_extracts() {
 }
 
 fn compare(seed: u64) {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let work = tempfile::tempdir().unwrap();
     let (source, extracted) = (work.path().join("source"), work.path().join("extracted"));
     fs::create_dir(&source).unwrap();
@@ -226,9 +226,13 @@ fn set_time(random: &mut Random, path: &Path) {
 }
 
 // xorshift64*: the seed in a failure's message is enough to repeat it.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -236,11 +240,11 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.next() >> 20) as usize % bound
     }
 
-    fn chance(&mut self, one_in: usize) -> bool {
+    pub(super) fn chance(&mut self, one_in: usize) -> bool {
         self.below(one_in) == 0
     }
 

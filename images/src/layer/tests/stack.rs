@@ -40,7 +40,7 @@ fn directories_that_are_not_named_are_told_shallow_ones_first() {
     let (_, report) = converted(&archive.file("o/.wh..wh..opq", "").file("o/p/q", "").end());
     let paths: Vec<&str> =
         report.implied_directories.iter().map(|path| str::from_utf8(path).unwrap()).collect();
-    assert_eq!(paths, ["a", "x", "a/b", "o/p", "a/b/d/e"]);
+    assert_eq!(paths, ["a", "o", "x", "a/b", "o/p", "a/b/d/e"]);
 }
 
 #[test]

@@ -102,3 +102,26 @@ fn leftovers_of_aufs_are_ignored_and_false_whiteouts_refused() {
         assert!(matches!(error, LayerError::Entry { name, .. } if name == bad));
     }
 }
+
+/// They were listed by overlayfs as names that lead to nothing.
+#[test]
+fn whiteouts_where_everything_below_is_hidden_are_left_out() {
+    let upper = Archive::new()
+        .file("d/.wh..wh..opq", "")
+        .file("d/.wh.old", "")
+        .file("d/sub/.wh.deep", "")
+        .file("e/new", "")
+        .file("e/.wh.old", "")
+        .file(".wh.e", "")
+        .file(".wh.kept", "");
+    let (image, report) = converted(&upper.end());
+    let tree = with_mounted(&[&image], snapshot);
+    assert_eq!(paths(&tree), ["d", "d/sub", "e", "e/new", "kept"], "of the layer itself");
+    assert_eq!(report.entries, 7);
+    let lower = converted(&lower().end()).0;
+    let names = with_mounted(&[&lower, &image], |root| {
+        let listed = std::fs::read_dir(root.join("d")).unwrap();
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(names, ["sub"]);
+}
