@@ -80,7 +80,7 @@ struct Shown {
     node: Node,
     /// Whether the uppermost directory only implies it and a lower one names it.
     is_lower: bool,
-    /// Whether several layers have it: then a lower one may name what is in it.
+    /// Whether several layers have it, or may have: then a lower one may name what is in it.
     is_merged: bool,
 }
 
@@ -169,7 +169,8 @@ impl<'l> Stack<'l> {
             };
             is_merged = uppermost.is_some();
             if !self.implied[number].contains(path) {
-                return Ok(Some(Shown { node, is_lower: is_merged, is_merged }));
+                // What is below this one was not looked at.
+                return Ok(Some(Shown { node, is_lower: is_merged, is_merged: true }));
             }
             uppermost.get_or_insert(node);
             if hides_lower {

@@ -67,8 +67,9 @@ fn a_directory_in_one_that_nobody_names_looks_as_the_layer_below_has_it() {
     let expected = expected.map(|(path, mode, uid)| (path.to_owned(), mode, uid));
     let upper = || Archive::new().file("a/b/x", "");
     assert_eq!(shown(vec![lower(), upper()]), expected);
-    // Also below a layer that has only the directory above it.
+    // Also below a layer that has only the directory above it, be it named or not.
     assert_eq!(shown(vec![lower(), upper(), Archive::new().file("a/y", "")]), expected);
+    assert_eq!(shown(vec![lower(), upper(), Archive::new().directory("a")]), expected);
 }
 
 #[test]
