@@ -274,7 +274,7 @@ impl Machine {
         self.servers.push(child);
         let namespace = File::open(format!("/proc/{}/ns/user", self.pid)).unwrap();
         let boot = BootVolumes {
-            jail: Some(Jail { nofile: 1024, ..Jail::default() }),
+            jail: Some(Jail { nofile: 8192, ..Jail::default() }),
             user_namespace: 0,
             vmm: 1,
             ..BootVolumes::default()
