@@ -32,6 +32,6 @@ pub use mounts::MountError;
 pub use reference::{Reference, ReferenceError};
 pub use registry::Credentials;
 pub use store::{
-    ArchiveFailure, CheckReport, FilesystemUsage, ImageStore, LayerHold, LayerUsage, Problem, PullError,
-    PullErrorKind, PullProgress, StoreConfig, StoreError, SweepReport,
+    ArchiveFailure, BlobUsage, CheckReport, FilesystemUsage, ImageStore, LayerHold, LayerUsage, Problem,
+    PullError, PullErrorKind, PullProgress, StoreConfig, StoreError, SweepReport,
 };

@@ -15,8 +15,8 @@ use crate::api::hull::push_progress::Event;
 /// Send an image to a registry
 ///
 /// What the registry has already is not sent again, be it in another repository. The image keeps its id everywhere. Layers
-/// that the registry lacks are compressed anew, since they are not kept compressed; then the image has another digest
-/// there. With --exact it keeps the one that it came with. Saved logins are used as by
+/// that the registry lacks are compressed anew, unless they were kept compressed (image.keep_blobs); then the image has
+/// another digest there. With --exact it keeps the one that it came with. Saved logins are used as by
 /// `hull pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -28,7 +28,8 @@ pub(super) struct Push {
     #[command(flatten)]
     credentials: Credentials,
 
-    /// Keep the digest that the image came with: what the registry lacks is fetched again from where the image came from
+    /// Keep the digest that the image came with: what the registry lacks, and was not kept, is fetched again from where
+    /// the image came from
     #[arg(long)]
     exact: bool,
 

@@ -14,9 +14,9 @@ use crate::api::hull::SaveImagesRequest;
 ///
 /// The file is an OCI image layout and a docker archive at once: `hull load`, `docker load`, `podman load`, skopeo and
 /// `ctr images import` read it. Layers are in it as they were before compression, and images keep their ids. With --exact
-/// everything is in it as it came, so that images keep their digests too, also when `hull load` reads it: layers, which
-/// are not kept compressed, are fetched again from the registries that the images came from. Saved logins are used as by
-/// `hull pull`.
+/// everything is in it as it came, so that images keep their digests too, also when `hull load` reads it: layers
+/// that were not kept compressed (image.keep_blobs) are fetched again from the registries that the images came from. Saved
+/// logins are used as by `hull pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +28,8 @@ pub(super) struct Save {
     #[arg(short = 'f', long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Keep the digests that the images came with: their layers are fetched again from where they came from
+    /// Keep the digests that the images came with: layers that were not kept are fetched again from where they came
+    /// from
     #[arg(long)]
     exact: bool,
 

@@ -163,6 +163,8 @@ pub struct ImageConfig {
     /// Patterns of names of images that are never collected.
     #[serde(deserialize_with = "value::image_patterns")]
     pub pinned: Vec<String>,
+    /// Whether layers are also kept as they were compressed.
+    pub keep_blobs: bool,
 }
 
 /// `[cgroup]`

@@ -37,6 +37,7 @@ impl Runtime {
                     })
                     .chain([Event::Done(Done {
                         layers: report.layers,
+                        blobs: report.blobs,
                         bytes: report.bytes,
                         unverifiable: report.unverifiable.iter().map(ToString::to_string).collect(),
                     })])

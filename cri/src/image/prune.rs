@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::api::hull::{
-    ContainerUse, DiskUsageReply, DiskUsageRequest, LayerUse, PruneImagesReply, PruneImagesRequest,
+    BlobUse, ContainerUse, DiskUsageReply, DiskUsageRequest, LayerUse, PruneImagesReply, PruneImagesRequest,
 };
 use crate::runtime::objects::Container;
 use crate::runtime::{Result, Runtime, blocking};
@@ -34,8 +34,15 @@ impl Runtime {
         let containers = self.objects().containers();
         let writable = self.writable_layers(&containers, request.count).await?;
         let images = Arc::clone(self.images());
-        let (usage, layers) = blocking(move || (images.usage(), images.layer_usage())).await?;
+        let look = move || (images.usage(), images.layer_usage(), images.blob_usage());
+        let (usage, layers, blobs) = blocking(look).await?;
         let usage = usage?;
+        let blob = |blob: hull_images::BlobUsage| BlobUse {
+            digest: blob.digest.to_string(),
+            bytes: blob.bytes,
+            image_ids: blob.images,
+        };
+        let blobs = blobs?.into_iter().map(blob).collect();
         let layer = |layer: hull_images::LayerUsage| LayerUse {
             layer: layer.layer.to_string(),
             bytes: layer.bytes,
@@ -55,7 +62,7 @@ impl Runtime {
             }
         };
         let containers = containers.iter().zip(writable).map(container).collect();
-        Ok(DiskUsageReply { layers, containers, images_bytes: usage.bytes })
+        Ok(DiskUsageReply { layers, containers, images_bytes: usage.bytes, blobs })
     }
 
     /// Bytes of the containers' writable layers, in their order.

@@ -366,6 +366,7 @@ fn image_config(config: &Config) -> StoreConfig {
         progress_timeout: config.registry.progress_timeout,
         // The configuration has been checked.
         pinned: config.image.pinned.iter().filter_map(|pattern| pattern.parse().ok()).collect(),
+        keep_blobs: config.image.keep_blobs,
         ..StoreConfig::new(&config.root, &config.state)
     }
 }

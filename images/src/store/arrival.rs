@@ -12,6 +12,7 @@ use crate::image::{Image, ImageConfig};
 use super::ImageStore;
 use super::error::StoreError;
 use super::index::{Change, ImageRecord};
+use super::kept::layer_digests;
 use super::staged::Staged;
 
 /// An image of which everything is on the node, and checked.
@@ -52,12 +53,13 @@ impl ImageStore {
         published: &mut Vec<&'a Arc<Staged>>,
     ) -> Result<(), StoreError> {
         let mut change = self.describe(id, arrival);
+        let (blobs, mut has_blobs) = (layer_digests(&arrival.documents), false);
         for staged in &arrival.staged {
             let known = self.read().layers.contains_key(&staged.layer);
             if known || change.put_layers.iter().any(|(layer, _)| *layer == staged.layer) {
                 continue;
             }
-            staged.publish()?;
+            has_blobs |= staged.publish(|digest| blobs.contains(digest))?;
             published.push(staged);
             change.put_layers.push((staged.layer.clone(), staged.record));
             if !staged.implied.is_empty() {
@@ -65,6 +67,9 @@ impl ImageStore {
             }
         }
         self.add_upper_directories(&mut change)?;
+        if has_blobs {
+            self.files.sync_blobs()?;
+        }
         if !published.is_empty() {
             self.files.sync_layers()?;
         }

@@ -20,7 +20,9 @@ use super::index::{Change, LayerRecord};
 pub struct CheckReport {
     /// Layers that were looked at.
     pub layers: u64,
-    /// Bytes of their archives that were put together and hashed.
+    /// Kept blobs that were looked at.
+    pub blobs: u64,
+    /// Bytes of the archives that were put together and of the blobs, all hashed.
     pub bytes: u64,
     /// Layers of which only the form could be checked: they were made before hull kept the way back to their archive.
     pub unverifiable: Vec<LayerId>,
@@ -31,7 +33,7 @@ pub struct CheckReport {
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What it is about: a layer's id, an image's id, or a file.
+    /// What it is about: a layer's id, an image's id, a kept blob's digest, or a file.
     pub subject: String,
     /// What is wrong with it.
     pub reason: String,
@@ -41,9 +43,10 @@ pub struct Problem {
 
 impl ImageStore {
     /// Puts the archive of every layer together again and compares its hash with the diffID, and checks the stored
-    /// documents of every image. With `repair`, what is damaged is taken out with the images that need it, so that they
-    /// can be pulled again; running containers keep what they have mounted. `progress` hears of each layer before it is
-    /// read and may end the check by answering false. Blocking, for as long as it takes to read all layers.
+    /// documents of every image and the blobs that were kept. With `repair`, what is damaged is taken out with the images
+    /// that need it, so that they can be pulled again; running containers keep what they have mounted. A damaged blob goes
+    /// alone. `progress` hears of each layer before it, or its blob, is read and may end the check by answering false.
+    /// Blocking, for as long as it takes to read all layers.
     pub fn check(
         &self,
         repair: bool,
@@ -77,9 +80,11 @@ impl ImageStore {
                 images: self.images_of(layer),
             });
         }
+        let Some(bad_blobs) = self.check_blobs(&mut report, &mut progress)? else { return Ok(report) };
         let broken = self.check_documents(&mut report)?;
         self.check_files(&mut report)?;
         if repair && !report.problems.is_empty() {
+            bad_blobs.iter().for_each(|digest| self.drop_kept(digest));
             self.take_out(damaged.into_keys().collect(), broken)?;
             let mut swept = super::SweepReport::default();
             self.sweep_files(&mut swept)?;
@@ -153,7 +158,9 @@ impl ImageStore {
         let _writer = self.write();
         let known: std::collections::HashSet<String> =
             self.read().layers.keys().map(|layer| layer.hex().to_owned()).collect();
-        for leftover in self.files.leftovers(|hex| known.contains(hex))? {
+        let mut leftovers = self.files.leftovers(|hex| known.contains(hex))?;
+        leftovers.extend(self.blob_leftovers()?);
+        for leftover in leftovers {
             report.problems.push(Problem {
                 subject: leftover.path.display().to_string(),
                 reason: "a file that no image needs".to_owned(),
@@ -189,6 +196,7 @@ impl ImageStore {
                 gone.extend(self.files.withdraw(layer)?);
             }
             gone.extend(self.withdraw_unused()?);
+            gone.extend(self.withdraw_blobs()?);
             withdrawn = gone;
         }
         drop(withdrawn);

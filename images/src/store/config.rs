@@ -21,6 +21,9 @@ pub struct StoreConfig {
     pub progress_timeout: Duration,
     /// Images with such names are pinned: the kubelet's collection and [`prune`](super::ImageStore::prune) leave them.
     pub pinned: Vec<Pattern>,
+    /// Whether layers are kept as they were compressed, beside their files, for as long as an image refers to them: then
+    /// a push or a file with the digest that an image came with needs no registry. Without it those that are there go.
+    pub keep_blobs: bool,
 }
 
 impl StoreConfig {
@@ -34,6 +37,7 @@ impl StoreConfig {
             max_parallel_downloads: 8,
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
+            keep_blobs: false,
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Pushes with the manifest that an image came with. Layers are not kept as they were compressed, so what the target lacks
-//! of them is passed on from where the image came from, without touching the disk.
+//! Pushes with the manifest that an image came with. What the target lacks of its layers is sent as it was kept, else
+//! passed on from where the image came from, without touching the disk.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::digest::Hasher;
 use crate::layer::{Compression, LayerId};
 use crate::reference::Reference;
-use crate::registry::{Blob, Descriptor, Registry, RegistryError};
+use crate::registry::{Descriptor, Registry, RegistryError};
 
-use super::origins::Login;
+use super::origins::{Compressed, Login, Lost};
 use super::push::{CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, PushProgress, Pushed, is_cut};
 
 impl Push<'_> {
@@ -30,7 +30,7 @@ impl Push<'_> {
             if Compression::from_media_type(&descriptor.media_type).is_ok_and(|one| one == Compression::None)
             {
                 self.send_archive(layer, false, progress).await?;
-            } else {
+            } else if !self.send_kept(descriptor, layer, progress).await? {
                 let origins = match &mut origins {
                     Some(origins) => origins,
                     unknown => unknown.insert(self.origins(options).await?),
@@ -60,11 +60,31 @@ impl Push<'_> {
         let origins = origins.await.map_err(|source| self.failed(source))?;
         match origins.is_empty() {
             true => Err(self.not_exact(
-                "layers are not kept as they were compressed, and it is not known where they could be had again"
+                "layers were not kept as they were compressed, and it is not known where they could be had again"
                     .to_owned(),
             )),
             false => Ok(origins),
         }
+    }
+
+    /// Sends a layer as it was kept; false if it was not, or is damaged.
+    pub(super) async fn send_kept(
+        &self,
+        descriptor: &Descriptor,
+        layer: &LayerId,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<bool, PushError> {
+        let mut attempt = 1;
+        while let Some(file) = self.store.kept(&descriptor.digest) {
+            let mut compressed = Compressed::of_file(file);
+            match self.pass_on_from(&mut compressed, descriptor, layer, progress).await {
+                Ok(()) => return Ok(true),
+                Err(Side::Target(error)) if attempt < MAX_ATTEMPTS && is_cut(&error) => attempt += 1,
+                Err(Side::Target(error)) => return Err(self.failed(error)),
+                Err(Side::Origin(Lost::Wrong | Lost::Failed(_))) => self.store.drop_kept(&descriptor.digest),
+            }
+        }
+        Ok(false)
     }
 
     async fn pass_on(
@@ -76,21 +96,21 @@ impl Push<'_> {
     ) -> Result<(), PushError> {
         let mut reasons = Vec::new();
         for origin in origins {
-            let (mut attempt, mut blob) = (1, origin.blob(descriptor));
+            let (mut attempt, mut blob) = (1, Compressed::of_registry(origin.blob(descriptor)));
             loop {
                 let other = match self.pass_on_from(&mut blob, descriptor, layer, progress).await {
                     Ok(()) => return Ok(()),
                     Err(Side::Target(error)) if attempt < MAX_ATTEMPTS && is_cut(&error) => {
                         attempt += 1;
-                        Some(origin.blob(descriptor))
+                        Some(Compressed::of_registry(origin.blob(descriptor)))
                     }
                     Err(Side::Target(error)) => return Err(self.failed(error)),
-                    Err(Side::Origin(error)) => {
+                    Err(Side::Origin(Lost::Failed(error))) => {
                         reasons.push(error.to_string());
                         None
                     }
                     // One of its mirrors may be damaged, and the next one not.
-                    Err(Side::Wrong) => {
+                    Err(Side::Origin(Lost::Wrong)) => {
                         reasons.push(format!("what came for {} is something else", descriptor.digest));
                         blob.elsewhere()
                     }
@@ -102,7 +122,7 @@ impl Push<'_> {
             }
         }
         Err(self.not_exact(format!(
-            "layer {}, which is not kept as it was compressed, cannot be had again: {}",
+            "layer {}, which was not kept as it was compressed, cannot be had again: {}",
             descriptor.digest,
             reasons.join("; ")
         )))
@@ -110,7 +130,7 @@ impl Push<'_> {
 
     async fn pass_on_from(
         &self,
-        blob: &mut Blob,
+        blob: &mut Compressed,
         descriptor: &Descriptor,
         layer: &LayerId,
         progress: &mut impl FnMut(PushProgress),
@@ -119,10 +139,7 @@ impl Push<'_> {
         let mut upload = self.registry.begin_blob().await.map_err(Side::Target)?;
         let (mut gathered, mut size) = (BytesMut::with_capacity(CHUNK), 0);
         loop {
-            let piece = blob.chunk().await.map_err(|error| match error {
-                RegistryError::TooLarge { .. } => Side::Wrong,
-                error => Side::Origin(error),
-            })?;
+            let piece = blob.chunk().await.map_err(Side::Origin)?;
             let is_last = piece.is_none();
             let piece = piece.unwrap_or_default();
             hasher.update(&piece);
@@ -138,7 +155,7 @@ impl Push<'_> {
             }
         }
         if size != descriptor.size || hasher.finish() != descriptor.digest {
-            return Err(Side::Wrong);
+            return Err(Side::Origin(Lost::Wrong));
         }
         upload.finish(&descriptor.digest).await.map_err(Side::Target)
     }
@@ -150,9 +167,6 @@ impl Push<'_> {
 
 /// Whose fault it is.
 enum Side {
-    /// It does not come.
-    Origin(RegistryError),
-    /// What came is not what the digest promises.
-    Wrong,
+    Origin(Lost),
     Target(RegistryError),
 }

@@ -1,5 +1,5 @@
-//! Images as files with the manifest that they came with. Layers are not kept as they were compressed, so they are
-//! fetched once more from where the image came from, each when its turn comes.
+//! Images as files with the manifest that they came with. Layers that were not kept as they were compressed are fetched
+//! once more from where the image came from, each when its turn comes.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -12,12 +12,12 @@ use crate::digest::{Digest, Hasher};
 use crate::image::Image;
 use crate::layer::Compression;
 use crate::reference::Reference;
-use crate::registry::{Blob as RemoteBlob, Credentials, Descriptor, Registry, RegistryError};
+use crate::registry::{Credentials, Descriptor, Registry};
 
 use super::ImageStore;
 use super::error::StoreError;
 use super::files::failed;
-use super::origins::Login;
+use super::origins::{Compressed, Login, Lost};
 use super::push::Known;
 use super::save::{Blob, SaveError, Saved, Saving, Source, Wanted};
 
@@ -28,7 +28,7 @@ struct CameBy {
     digests: Vec<String>,
 }
 
-/// A layer to be fetched.
+/// A layer to be had as it was compressed: kept, or else to be fetched.
 pub(super) struct Fetching {
     descriptor: Descriptor,
     origins: Arc<Vec<Registry>>,
@@ -78,8 +78,8 @@ impl ImageStore {
                 // Refuses a layer without a way back before anything is written.
                 self.size_of_archive(&image, layer)?;
                 Source::Archive(layer.clone())
-            } else if origins.is_empty() {
-                let reason = "layers are not kept as they were compressed, and it is not known where they could be had again";
+            } else if origins.is_empty() && self.kept(&descriptor.digest).is_none() {
+                let reason = "layers were not kept as they were compressed, and it is not known where they could be had again";
                 return Err(not_exact(reason.to_owned()));
             } else {
                 let (descriptor, origins) = (descriptor.clone(), Arc::clone(&origins));
@@ -123,18 +123,21 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 impl Fetching {
-    /// The blob, verified, in a file without a name. Blocking; not to be called by a task.
+    /// The blob, verified: the file that was kept, or one without a name. Blocking; not to be called by a task.
     pub(super) fn fetch(&self, store: &ImageStore) -> Result<File, SaveError> {
+        if let Some(kept) = store.verified(&self.descriptor) {
+            return Ok(kept);
+        }
         let mut file = store.files.scratch()?;
         let mut reasons = Vec::new();
         for origin in self.origins.iter() {
-            let mut blob = origin.blob(&self.descriptor);
+            let mut blob = Compressed::of_registry(origin.blob(&self.descriptor));
             loop {
                 match self.runtime.block_on(self.receive(&mut blob, &mut file, store)) {
                     Ok(()) => return Ok(file),
                     Err(Failure::Store(error)) => return Err(error.into()),
-                    Err(Failure::Origin(error)) => reasons.push(error.to_string()),
-                    Err(Failure::Wrong) => {
+                    Err(Failure::Origin(Lost::Failed(error))) => reasons.push(error.to_string()),
+                    Err(Failure::Origin(Lost::Wrong)) => {
                         reasons.push("what came is something else".to_owned());
                         if let Some(other) = blob.elsewhere() {
                             blob = other;
@@ -145,8 +148,11 @@ impl Fetching {
                 break;
             }
         }
+        if self.origins.is_empty() {
+            reasons.push("it is not known where".to_owned());
+        }
         let reason = format!(
-            "layer {}, which is not kept as it was compressed, cannot be had again: {}",
+            "layer {}, which was not kept as it was compressed, cannot be had again: {}",
             self.descriptor.digest,
             reasons.join("; ")
         );
@@ -155,7 +161,7 @@ impl Fetching {
 
     async fn receive(
         &self,
-        blob: &mut RemoteBlob,
+        blob: &mut Compressed,
         file: &mut File,
         store: &ImageStore,
     ) -> Result<(), Failure> {
@@ -164,20 +170,14 @@ impl Fetching {
         let mut hasher = Hasher::new(self.descriptor.digest.algorithm());
         let mut size = 0;
         loop {
-            let Some(piece) = blob.chunk().await.map_err(|error| match error {
-                RegistryError::TooLarge { .. } => Failure::Wrong,
-                error => Failure::Origin(error),
-            })?
-            else {
-                break;
-            };
+            let Some(piece) = blob.chunk().await.map_err(Failure::Origin)? else { break };
             size += piece.len() as u64;
             hasher.update(&piece);
             file.write_all(&piece).map_err(kept)?;
         }
         match size == self.descriptor.size && hasher.finish() == self.descriptor.digest {
             true => Ok(()),
-            false => Err(Failure::Wrong),
+            false => Err(Failure::Origin(Lost::Wrong)),
         }
     }
 }
@@ -185,7 +185,5 @@ impl Fetching {
 /// Why a blob is not here.
 enum Failure {
     Store(StoreError),
-    Origin(RegistryError),
-    /// What came is not what its digest says.
-    Wrong,
+    Origin(Lost),
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate};
 use rustix::io::Errno;
 
+use crate::digest::{Algorithm, Digest};
 use crate::layer::LayerId;
 
 use super::error::StoreError;
@@ -26,6 +27,9 @@ const RESERVE: u64 = 2 << 20;
 pub(super) struct Files {
     images: PathBuf,
     layers: PathBuf,
+    /// Kept blobs in a directory for each algorithm, and those that are being written. Not there unless some were ever
+    /// kept.
+    blobs: PathBuf,
     /// Held for the life of the store: one daemon per root.
     _lock: File,
     /// Temporary names in use by this process; every other one is a leftover.
@@ -36,6 +40,15 @@ pub(super) struct Files {
 /// What a sweep found in the layers' directory.
 pub(super) struct Leftover {
     pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+}
+
+/// A file below the directory of kept blobs.
+pub(super) struct BlobFile {
+    /// What its name says that it is; None for what is no kept blob.
+    pub(super) digest: Option<Digest>,
+    pub(super) path: PathBuf,
+    /// Bytes of disk that it occupies.
     pub(super) bytes: u64,
 }
 
@@ -64,7 +77,9 @@ impl Files {
             Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse(root.to_owned())),
             Err(error) => return Err(failed("lock", &path)(error.into())),
         }
-        Ok(Self { images, layers, _lock: lock, temporaries: Mutex::default(), counter: AtomicU64::new(0) })
+        let blobs = root.join("blobs");
+        let (temporaries, counter) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { images, layers, blobs, _lock: lock, temporaries, counter })
     }
 
     /// The directory whose filesystem kubelet watches.
@@ -108,7 +123,11 @@ impl Files {
 
     /// A fresh file for a layer that is being converted, with a name that begins like this.
     pub(super) fn create_temporary(self: &Arc<Self>, stem: &str) -> Result<(Temporary, File), StoreError> {
-        let temporary = self.reserve(stem);
+        self.create_in(&self.layers, stem)
+    }
+
+    fn create_in(self: &Arc<Self>, directory: &Path, stem: &str) -> Result<(Temporary, File), StoreError> {
+        let temporary = self.reserve(directory, stem);
         let file = OpenOptions::new()
             .create_new(true)
             .read(true)
@@ -135,20 +154,20 @@ impl Files {
 
     /// Takes a committed layer out of sight: after this it is a temporary file, deleted when the value is dropped.
     pub(super) fn withdraw(self: &Arc<Self>, id: &LayerId) -> Result<Option<Temporary>, StoreError> {
-        let path = self.layer(id);
-        let temporary = self.reserve(id.hex());
-        match fs::rename(&path, &temporary.path) {
+        self.withdraw_file(&self.layer(id), self.reserve(&self.layers, id.hex()))
+    }
+
+    fn withdraw_file(&self, path: &Path, temporary: Temporary) -> Result<Option<Temporary>, StoreError> {
+        match fs::rename(path, &temporary.path) {
             Ok(()) => Ok(Some(temporary)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("rename", &path)(error)),
+            Err(error) => Err(failed("rename", path)(error)),
         }
     }
 
     /// Makes all renames in the layers' directory durable.
     pub(super) fn sync_layers(&self) -> Result<(), StoreError> {
-        File::open(&self.layers)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed("sync", &self.layers))
+        sync_directory(&self.layers)
     }
 
     /// Files in the layers' directory that are neither in use as temporaries nor wanted.
@@ -158,12 +177,12 @@ impl Files {
             let entry = entry.map_err(failed("read", &self.layers))?;
             let name = entry.file_name();
             let layer = name.to_str().and_then(|name| name.strip_suffix(".erofs"));
-            let in_use = self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
-            if in_use || layer.is_some_and(&wanted) {
+            if self.is_in_use(&name) || layer.is_some_and(&wanted) {
                 continue;
             }
-            let bytes = entry.metadata().map(|metadata| metadata.blocks() * 512).unwrap_or(0);
-            found.push(Leftover { path: entry.path(), bytes });
+            // A temporary file that went meanwhile is none.
+            let Ok(metadata) = entry.metadata() else { continue };
+            found.push(Leftover { path: entry.path(), bytes: metadata.blocks() * 512 });
         }
         Ok(found)
     }
@@ -183,14 +202,82 @@ impl Files {
                 }
             }
         }
+        // Not there unless blobs were ever kept. The directories of the algorithms are entries of that of all.
+        let mut kept: Vec<fs::Metadata> = fs::metadata(&self.blobs).into_iter().collect();
+        for directory in self.blob_directories() {
+            kept.extend(entries(&directory)?.iter().filter_map(|entry| entry.metadata().ok()));
+        }
+        bytes += kept.iter().map(|metadata| metadata.blocks() * 512).sum::<u64>();
+        inodes += kept.len() as u64;
         Ok((bytes, inodes))
     }
 
-    fn reserve(self: &Arc<Self>, stem: &str) -> Temporary {
+    /// Makes the directories of kept blobs.
+    pub(super) fn make_blob_directories(&self) -> Result<(), StoreError> {
+        for directory in self.blob_directories() {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+            made.map_err(failed("create", &directory))?;
+        }
+        Ok(())
+    }
+
+    /// The file of a kept blob.
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs.join(digest.algorithm().name()).join(digest.encoded())
+    }
+
+    /// A fresh file for a blob that is being received.
+    pub(super) fn create_blob(self: &Arc<Self>, digest: &Digest) -> Result<(Temporary, File), StoreError> {
+        self.create_in(&self.blobs, digest.encoded())
+    }
+
+    /// Takes a kept blob out of sight, as [`Files::withdraw`] does with a layer.
+    pub(super) fn withdraw_blob(self: &Arc<Self>, digest: &Digest) -> Result<Option<Temporary>, StoreError> {
+        self.withdraw_file(&self.blob(digest), self.reserve(&self.blobs, digest.encoded()))
+    }
+
+    /// Makes the names of kept blobs durable.
+    pub(super) fn sync_blobs(&self) -> Result<(), StoreError> {
+        self.blob_directories()[1..].iter().try_for_each(|directory| sync_directory(directory))
+    }
+
+    /// All files below the directory of kept blobs but those in use as temporaries.
+    pub(super) fn blobs(&self) -> Result<Vec<BlobFile>, StoreError> {
+        let mut found = Vec::new();
+        for directory in self.blob_directories() {
+            let algorithm = directory.strip_prefix(&self.blobs).ok().and_then(Path::to_str);
+            for entry in entries(&directory)? {
+                let name = entry.file_name();
+                let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if self.is_in_use(&name) || is_directory && directory == self.blobs {
+                    continue;
+                }
+                let digest =
+                    name.to_str().zip(algorithm).map(|(name, algorithm)| format!("{algorithm}:{name}"));
+                let digest = digest.and_then(|digest| digest.parse().ok());
+                // A temporary file that went meanwhile is none.
+                let Ok(metadata) = entry.metadata() else { continue };
+                found.push(BlobFile { digest, path: entry.path(), bytes: metadata.blocks() * 512 });
+            }
+        }
+        Ok(found)
+    }
+
+    /// That of all blobs first.
+    fn blob_directories(&self) -> [PathBuf; 3] {
+        let of = |algorithm: Algorithm| self.blobs.join(algorithm.name());
+        [self.blobs.clone(), of(Algorithm::Sha256), of(Algorithm::Sha512)]
+    }
+
+    fn is_in_use(&self, name: &OsString) -> bool {
+        self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    fn reserve(self: &Arc<Self>, directory: &Path, stem: &str) -> Temporary {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         let name = OsString::from(format!("{stem}.{number}{TEMPORARY}"));
         self.temporaries.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
-        Temporary { path: self.layers.join(&name), name, files: self.clone(), keep: false }
+        Temporary { path: directory.join(&name), name, files: self.clone(), keep: false }
     }
 }
 
@@ -208,21 +295,39 @@ impl Temporary {
         &self.path
     }
 
-    /// Gives the file its final name.
+    /// Gives the file its final name as a layer.
     pub(super) fn publish(&mut self, id: &LayerId) -> Result<(), StoreError> {
-        let path = self.files.layer(id);
-        fs::rename(&self.path, &path).map_err(failed("rename", &path))?;
+        self.publish_as(&self.files.layer(id))
+    }
+
+    /// Gives the file its final name as a kept blob.
+    pub(super) fn publish_blob(&mut self, digest: &Digest) -> Result<(), StoreError> {
+        self.publish_as(&self.files.blob(digest))
+    }
+
+    fn publish_as(&mut self, path: &Path) -> Result<(), StoreError> {
+        fs::rename(&self.path, path).map_err(failed("rename", path))?;
         self.keep = true;
         Ok(())
     }
 
     /// Takes the final name away again: what it was published for did not happen.
     pub(super) fn unpublish(&mut self, id: &LayerId) {
-        let path = self.files.layer(id);
-        match fs::rename(&path, &self.path) {
+        self.unpublish_from(&self.files.layer(id));
+    }
+
+    /// The same for a kept blob, if it was published.
+    pub(super) fn unpublish_blob(&mut self, digest: &Digest) {
+        if self.keep {
+            self.unpublish_from(&self.files.blob(digest));
+        }
+    }
+
+    fn unpublish_from(&mut self, path: &Path) {
+        match fs::rename(path, &self.path) {
             Ok(()) => self.keep = false,
             // The next start sweeps it.
-            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot take a layer file back"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot take a file back"),
         }
     }
 }
@@ -233,9 +338,22 @@ impl Drop for Temporary {
             && let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot delete a temporary layer file");
+            tracing::warn!(path = %self.path.display(), %error, "cannot delete a temporary file");
         }
         self.files.temporaries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
+}
+
+/// None of a directory that is not there.
+fn entries(directory: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.collect::<Result<_, _>>().map_err(failed("read", directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed("read", directory)(error)),
     }
 }
 

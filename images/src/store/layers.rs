@@ -123,7 +123,7 @@ impl ImageStore {
         let store = self.clone();
         let conversion = tokio::task::spawn_blocking(move || {
             let reader = ChunkReader { chunks, current: Bytes::new(), room: None, ended: false };
-            store.stage(reader, &expectation)
+            store.stage_and_keep(reader, &expectation)
         });
         let download = self.download(blob, sender, bytes).await;
         match (conversion.await.map_err(|_| LayerFailure::Cancelled)?, download) {

@@ -200,7 +200,12 @@ impl ImageStore {
         diff_id: &LayerId,
     ) -> Result<Arc<Staged>, LoadError> {
         let expectation = expectation(spool, source, diff_id).map_err(LoadError::Read)?;
-        let layer = self.stage(spool.reader(source.range), &expectation);
+        let reader = spool.reader(source.range);
+        let layer = match &source.descriptor {
+            Some(_) => self.stage_and_keep(reader, &expectation),
+            // No manifest refers to the blob.
+            None => self.stage(reader, &expectation),
+        };
         layer.map_err(|error| match error {
             StageError::Content(source) => {
                 let (image, layer) = (image.to_owned(), diff_id.to_string());

@@ -1,7 +1,7 @@
 //! The image index, the layer files and pulls into them.
 //!
 //! On disk, below ROOT: `images/index.redb` (what exists), `images/lock`, `images/reserve` (space for removing images
-//! from a full disk), and `layers/<hex>.erofs`. A layer file is
+//! from a full disk), `layers/<hex>.erofs`, and `blobs/<algorithm>/<hex>` if blobs are kept. A layer file is
 //! written under a temporary name, synced, renamed, and exists only once the index says so, in one transaction with the
 //! image that brought it. Queries answer from memory.
 
@@ -16,6 +16,7 @@ mod files;
 mod flights;
 mod holds;
 mod index;
+mod kept;
 mod layers;
 mod load;
 mod names;
@@ -53,6 +54,7 @@ pub use check::{ArchiveFailure, CheckReport, Problem};
 pub use config::StoreConfig;
 pub use error::{PullError, PullErrorKind, StoreError};
 pub use holds::LayerHold;
+pub use kept::BlobUsage;
 pub use load::LoadError;
 pub use names::LayerUsage;
 pub use new_image::{ImageChange, NewImage, NewImageError};
@@ -81,7 +83,7 @@ pub struct ImageStore {
 /// What the store occupies, for CRI's ImageFsInfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilesystemUsage {
-    /// Bytes of disk blocks of the index, the layer files and what is being pulled.
+    /// Bytes of disk blocks of the index, the layer files, kept blobs and what is being pulled.
     pub bytes: u64,
     /// Inodes of the same.
     pub inodes: u64,
@@ -105,9 +107,13 @@ pub struct SweepReport {
 impl ImageStore {
     /// Opens or creates the store. Fails with [`StoreError::InUse`] while another daemon has it open. Files that the
     /// index does not know are deleted; images whose layer files are damaged in length or gone are taken out. Layers
-    /// that no image uses stay until [`ImageStore::sweep`], so that holds can be taken for existing containers first.
+    /// that no image uses stay until [`ImageStore::sweep`], so that holds can be taken for existing containers first. Kept
+    /// blobs that no image refers to go, all of them if the store is not to keep any.
     pub fn open(config: StoreConfig) -> Result<Arc<Self>, StoreError> {
         let files = Arc::new(Files::open(&config.root)?);
+        if config.keep_blobs {
+            files.make_blob_directories()?;
+        }
         files.take_reserve();
         let (index, contents) = Index::open(&files.index())?;
         let mut catalogue = load(contents)?;
@@ -164,7 +170,7 @@ impl ImageStore {
             let change = self.read().removal(&id);
             self.commit_removal(&change)?;
             self.apply(&change, BTreeMap::new());
-            withdrawn = self.withdraw_unused()?;
+            withdrawn = (self.withdraw_unused()?, self.withdraw_blobs()?);
             let mut removed = change.delete_names;
             removed.push(id);
             removed
@@ -339,13 +345,15 @@ impl ImageStore {
         Ok(change.delete_images)
     }
 
-    /// Deletes files of the layers' directory that the index does not know.
+    /// Deletes files of the layers' directory that the index does not know, and kept blobs that no image refers to.
     fn sweep_files(&self, report: &mut SweepReport) -> Result<(), StoreError> {
         // Between a layer's rename and its commit the writer lock is held, so such a file is never seen here.
         let _writer = self.write();
         let known: std::collections::HashSet<String> =
             self.read().layers.keys().map(|layer| layer.hex().to_owned()).collect();
-        for leftover in self.files.leftovers(|hex| known.contains(hex))? {
+        let mut leftovers = self.files.leftovers(|hex| known.contains(hex))?;
+        leftovers.extend(self.blob_leftovers()?);
+        for leftover in leftovers {
             match fs::remove_file(&leftover.path) {
                 Ok(()) => {
                     report.files += 1;

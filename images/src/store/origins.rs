@@ -1,13 +1,78 @@
-//! Where an image came from: what is not kept of it can be had there again.
+//! Where an image came from: what was not kept of it can be had there again.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::image::Image;
 use crate::reference::Reference;
-use crate::registry::{Credentials, Registry, RegistryError};
+use crate::registry::{Blob, Credentials, Registry, RegistryError};
 
 use super::ImageStore;
 
 /// Registries that are asked for a layer, one after the other.
 const MAX_ORIGINS: usize = 8;
+
+/// Bytes that are read of a kept blob at a time.
+const PIECE: usize = 1 << 20;
+
+/// A layer as it was compressed, piece by piece. Its digest is not verified here: the reader does that.
+pub(super) enum Compressed {
+    /// The file that was kept, and how much of it was read.
+    Kept(Arc<File>, u64),
+    Remote(Box<Blob>),
+}
+
+/// Why a layer does not come.
+pub(super) enum Lost {
+    /// The registry does not send it.
+    Failed(RegistryError),
+    /// What came is not what its digest says, or cannot be read.
+    Wrong,
+}
+
+impl Compressed {
+    pub(super) fn of_file(file: File) -> Self {
+        Self::Kept(Arc::new(file), 0)
+    }
+
+    pub(super) fn of_registry(blob: Blob) -> Self {
+        Self::Remote(Box::new(blob))
+    }
+
+    /// The next bytes; None at the end, which may come before the expected size.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Lost> {
+        match self {
+            Self::Remote(blob) => blob.chunk().await.map_err(|error| match error {
+                RegistryError::TooLarge { .. } => Lost::Wrong,
+                error => Lost::Failed(error),
+            }),
+            Self::Kept(file, position) => {
+                let (file, from) = (Arc::clone(file), *position);
+                let read = move || {
+                    let mut piece = vec![0; PIECE];
+                    let length = file.read_at(&mut piece, from)?;
+                    piece.truncate(length);
+                    std::io::Result::Ok(piece)
+                };
+                let piece = tokio::task::spawn_blocking(read).await;
+                let piece = piece.ok().and_then(Result::ok).ok_or(Lost::Wrong)?;
+                *position += piece.len() as u64;
+                Ok((!piece.is_empty()).then(|| piece.into()))
+            }
+        }
+    }
+
+    /// From another host of the same registry, if there is one: what came was wrong.
+    pub(super) fn elsewhere(&self) -> Option<Self> {
+        match self {
+            Self::Remote(blob) => blob.elsewhere().map(Self::of_registry),
+            Self::Kept(..) => None,
+        }
+    }
+}
 
 /// What is done about one of the names that an image came by.
 pub(super) enum Login {

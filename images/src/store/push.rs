@@ -21,7 +21,7 @@ use super::check::ArchiveFailure;
 use super::error::StoreError;
 use super::origins::blocking;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Bytes of one request: large for speed, small enough to be sent again, and to be held in memory.
@@ -75,8 +75,8 @@ pub enum PushError {
 pub struct PushOptions {
     /// How to log in where it goes to.
     pub credentials: Option<Credentials>,
-    /// The manifest that the image came with, and so its digest, to the byte. Layers are not kept as they were
-    /// compressed: what the target lacks is fetched once more from where the image came from, and passed on.
+    /// The manifest that the image came with, and so its digest, to the byte. What the target lacks of its layers, and was
+    /// not kept as it was compressed, is fetched once more from where the image came from, and passed on.
     pub exact: bool,
     /// How to log in there.
     pub source_credentials: Option<Credentials>,
@@ -165,11 +165,16 @@ impl ImageStore {
             Some(entry) => entry.record.documents.clone(),
             None => Vec::new(),
         };
+        self.manifests(documents, image.config.diff_ids.len())
+    }
+
+    /// Those of the stored documents that are manifests of so many layers.
+    pub(super) fn manifests(&self, documents: Vec<Digest>, layers: usize) -> Result<Vec<Known>, StoreError> {
         let mut manifests = Vec::new();
         for digest in documents {
             let Some(bytes) = self.index.blob(&digest.to_string())? else { continue };
             if let Ok(Document::Manifest(manifest)) = Document::parse(&digest, MANIFEST, &bytes)
-                && manifest.layers.len() == image.config.diff_ids.len()
+                && manifest.layers.len() == layers
             {
                 let own = serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
                 let media_type = own["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
@@ -181,7 +186,7 @@ impl ImageStore {
 }
 
 impl Push<'_> {
-    /// Layers as the registry has them, the others compressed anew.
+    /// Layers as the registry has them, the others as they were kept or compressed anew.
     async fn as_it_comes(
         &self,
         known: &[Known],
@@ -195,7 +200,10 @@ impl Push<'_> {
                     progress(PushProgress::Exists(layer.clone()));
                     descriptor
                 }
-                None => self.compressed(layer, progress).await?,
+                None => match self.kept(known, number, layer, progress).await? {
+                    Some(descriptor) => descriptor,
+                    None => self.compressed(layer, progress).await?,
+                },
             };
             layers.push(descriptor);
         }
@@ -246,6 +254,24 @@ impl Push<'_> {
         for Known { manifest, .. } in known {
             let Some(descriptor) = manifest.layers.get(number) else { continue };
             if Compression::from_media_type(&descriptor.media_type).is_ok() && self.has(descriptor).await? {
+                return Ok(Some(descriptor.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The layer as it was kept, sent.
+    async fn kept(
+        &self,
+        known: &[Known],
+        number: usize,
+        layer: &LayerId,
+        progress: &mut impl FnMut(PushProgress),
+    ) -> Result<Option<Descriptor>, PushError> {
+        for Known { manifest, .. } in known {
+            let Some(descriptor) = manifest.layers.get(number) else { continue };
+            if self.send_kept(descriptor, layer, progress).await? {
+                progress(PushProgress::Done(layer.clone()));
                 return Ok(Some(descriptor.clone()));
             }
         }

@@ -96,7 +96,7 @@ pub(super) struct Blob {
 pub(super) enum Source {
     /// Its archive, which the layer file leads back to.
     Archive(LayerId),
-    /// A registry.
+    /// The blob that was kept, or a registry.
     Registry(Fetching),
 }
 

@@ -6,13 +6,15 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::layer::{self, BlobExpectation, Converted, LayerError, LayerId, Limits, Target};
+use crate::digest::Digest;
+use crate::layer::{self, BlobExpectation, Compression, Converted, LayerError, LayerId, Limits, Target};
 use crate::mounts::{self, LayerSource, MountError};
 
 use super::ImageStore;
 use super::error::StoreError;
 use super::files::{Temporary, failed};
 use super::index::LayerRecord;
+use super::kept::{Keeping, KeptBlob};
 
 /// Why a layer was not converted. Nothing of it is left.
 pub(super) enum StageError {
@@ -29,6 +31,30 @@ impl ImageStore {
         blob: impl Read + Send,
         expectation: &BlobExpectation,
     ) -> Result<Arc<Staged>, StageError> {
+        self.stage_as(blob, expectation).map(Arc::new)
+    }
+
+    /// The same, and the blob is kept if the store keeps blobs. A plain archive is not: it can be made again.
+    pub(super) fn stage_and_keep(
+        &self,
+        blob: impl Read + Send,
+        expectation: &BlobExpectation,
+    ) -> Result<Arc<Staged>, StageError> {
+        let compression =
+            Compression::from_media_type(&expectation.media_type).map_err(StageError::Content)?;
+        if !self.config.keep_blobs || compression == Compression::None {
+            return self.stage(blob, expectation);
+        }
+        let mut keeping = Keeping::begin(&self.files, &expectation.digest).map_err(StageError::Store)?;
+        let staged = self.stage_as(keeping.tee(blob), expectation);
+        // Then this is why the conversion failed.
+        keeping.look_for_failure().map_err(StageError::Store)?;
+        let staged = staged?;
+        let blob = Some(keeping.finish().map_err(StageError::Store)?);
+        Ok(Arc::new(Staged { blob, ..staged }))
+    }
+
+    fn stage_as(&self, blob: impl Read + Send, expectation: &BlobExpectation) -> Result<Staged, StageError> {
         self.staged_by(expectation.diff_id.hex(), |target| {
             layer::ingest(blob, expectation, target, &Limits::default())
         })
@@ -36,14 +62,14 @@ impl ImageStore {
 
     /// The same for an archive of our own, of which nothing is known before. Blocking.
     pub(super) fn stage_archive(&self, tar: impl Read) -> Result<Arc<Staged>, StageError> {
-        self.staged_by("new", |target| layer::convert(tar, target, &Limits::default()))
+        self.staged_by("new", |target| layer::convert(tar, target, &Limits::default())).map(Arc::new)
     }
 
     fn staged_by(
         &self,
         stem: &str,
         convert: impl FnOnce(Target<'_>) -> Result<Converted, LayerError>,
-    ) -> Result<Arc<Staged>, StageError> {
+    ) -> Result<Staged, StageError> {
         let (temporary, file) = self.files.create_temporary(stem).map_err(StageError::Store)?;
         let scratch = self.files.scratch().map_err(StageError::Store)?;
         let target = Target { layer: &file, scratch: Some(&scratch) };
@@ -59,16 +85,17 @@ impl ImageStore {
             opaque_root: converted.opaque_root,
             implied: converted.implied_directories.len() as u64,
         };
-        Ok(Arc::new(Staged {
+        Ok(Staged {
             layer: converted.diff_id,
             record,
             implied: converted.implied_directories,
             file: Mutex::new(temporary),
-        }))
+            blob: None,
+        })
     }
 }
 
-fn sync(file: &File) -> std::io::Result<()> {
+pub(super) fn sync(file: &File) -> std::io::Result<()> {
     file.sync_all()?;
     // Mounts read the file directly into their own cache; its pages here would only be a second copy.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
@@ -82,6 +109,8 @@ pub(super) struct Staged {
     /// Directories that the layer implies.
     pub(super) implied: Vec<Vec<u8>>,
     file: Mutex<Temporary>,
+    /// The blob that it came as, verified and synced, if that is to be kept.
+    blob: Option<KeptBlob>,
 }
 
 impl Staged {
@@ -91,13 +120,22 @@ impl Staged {
         mounts::mount(&LayerSource { layer: self.layer.clone(), path })
     }
 
-    /// Gives the file its final name. The caller holds the writer lock and has seen that the index lacks the layer.
-    pub(super) fn publish(&self) -> Result<(), StoreError> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).publish(&self.layer)
+    /// Gives the file its final name, and before that the kept blob, if it is one of those that `refers_to` wants; it
+    /// may have come with another pull's manifest. The caller holds the writer lock and has seen that the index lacks the
+    /// layer. True if there is a blob now.
+    pub(super) fn publish(&self, refers_to: impl Fn(&Digest) -> bool) -> Result<bool, StoreError> {
+        let blob = self.blob.as_ref().filter(|blob| refers_to(&blob.digest));
+        blob.map_or(Ok(()), KeptBlob::publish)?;
+        let published = self.file.lock().unwrap_or_else(PoisonError::into_inner).publish(&self.layer);
+        if published.is_err() {
+            blob.into_iter().for_each(KeptBlob::unpublish);
+        }
+        published.map(|()| blob.is_some())
     }
 
     /// Undoes [`Staged::publish`] when the transaction failed.
     pub(super) fn unpublish(&self) {
+        self.blob.iter().for_each(KeptBlob::unpublish);
         self.file.lock().unwrap_or_else(PoisonError::into_inner).unpublish(&self.layer);
     }
 }

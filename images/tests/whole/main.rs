@@ -21,6 +21,8 @@ mod hostile;
 mod hosts;
 /// Images made by the test.
 mod image;
+/// Layers that are kept as they came.
+mod kept_blobs;
 /// Mirrors with wrong content, or none.
 mod mirrors;
 /// Mounts of layers in their namespace.
@@ -96,9 +98,16 @@ impl TestStore {
 
     /// Closes the store and opens it again, as a restart of the daemon does.
     fn reopen(self) -> Self {
+        self.reopen_with(|_| {})
+    }
+
+    /// The same with a configuration that differs.
+    fn reopen_with(self, change: impl FnOnce(&mut StoreConfig)) -> Self {
         let Self { store, directory } = self;
         drop(store);
-        Self { store: ImageStore::open(config(directory.path())).unwrap(), directory }
+        let mut config = config(directory.path());
+        change(&mut config);
+        Self { store: ImageStore::open(config).unwrap(), directory }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 
-use crate::api::hull::{DiskUsageReply, DiskUsageRequest};
+use crate::api::hull::{BlobUse, DiskUsageReply, DiskUsageRequest};
 use crate::api::runtime::ListImagesRequest;
 use crate::cli::client::{Client, answer};
 use crate::cli::error::CliError;
@@ -63,14 +63,24 @@ fn summary(usage: &DiskUsageReply, images: usize) -> Table {
         .filter(|container| !container.running)
         .map(|container| container.writable)
         .sum();
+    let is_needed = |blob: &&BlobUse| needed(&blob.image_ids);
+    let blobs: u64 = usage.blobs.iter().map(|blob| blob.bytes).sum();
+    let needed_blobs: u64 = usage.blobs.iter().filter(is_needed).map(|blob| blob.bytes).sum();
     let running = usage.containers.iter().filter(|container| container.running).count();
     let mut table = Table::new(&["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
     table.row([
         "Images".into(),
         images.to_string(),
         active.len().to_string(),
-        size(usage.images_bytes),
+        size(usage.images_bytes.saturating_sub(blobs)),
         size(reclaimable),
+    ]);
+    table.row([
+        "Kept blobs".into(),
+        usage.blobs.len().to_string(),
+        usage.blobs.iter().filter(is_needed).count().to_string(),
+        size(blobs),
+        size(blobs - needed_blobs),
     ]);
     table.row([
         "Containers".into(),
@@ -128,5 +138,12 @@ fn json(usage: &DiskUsageReply) -> serde_json::Value {
                                "running": container.running})
         })
         .collect();
-    serde_json::json!({"imagesBytes": usage.images_bytes, "layers": layers, "containers": containers})
+    let blobs: Vec<_> = usage
+        .blobs
+        .iter()
+        .map(|blob| serde_json::json!({"digest": blob.digest, "bytes": blob.bytes, "images": blob.image_ids}))
+        .collect();
+    serde_json::json!({
+        "imagesBytes": usage.images_bytes, "layers": layers, "blobs": blobs, "containers": containers,
+    })
 }

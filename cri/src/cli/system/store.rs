@@ -15,8 +15,8 @@ use crate::config;
 /// Look at what the machine lacks, and compare every image layer with its digest
 ///
 /// First each requirement of pods and of microVM pods, with what to do about one that is missing. Then the images: the
-/// archive that each layer was made from is put together again and hashed, so that a single wrong bit is found. The
-/// exit status is 1 if something is wrong and was not repaired,
+/// archive that each layer was made from is put together again and hashed, so that a single wrong bit is found; blobs
+/// that were kept (image.keep_blobs) likewise. The exit status is 1 if something is wrong and was not repaired,
 /// or if no pod can run here.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -24,7 +24,7 @@ Examples:
   hull system check
   hull system check --repair    then pull the images that it names again")]
 pub(super) struct Check {
-    /// Take out what is damaged, with the images that need it
+    /// Take out what is damaged, with the images that need it (none needs a kept blob)
     #[arg(long)]
     repair: bool,
     #[arg(skip)]
@@ -76,7 +76,7 @@ impl Check {
                             })
                             .collect();
                         print_json(&serde_json::json!({
-                            "layers": done.layers, "bytes": done.bytes, "unverifiable": done.unverifiable,
+                            "layers": done.layers, "blobs": done.blobs, "bytes": done.bytes, "unverifiable": done.unverifiable,
                             "problems": problems, "repaired": self.repair,
                             "requirements": requirements::json(&self.requirements),
                         }))?;
@@ -103,7 +103,14 @@ impl Check {
                         (count, false) => format!("{count} problems; --repair takes them out"),
                     };
                     let read = size(done.bytes);
-                    print(&format!("{} layers, {read} compared{unverifiable}: {outcome}\n", done.layers))?;
+                    let blobs = match done.blobs {
+                        0 => String::new(),
+                        count => format!(" and {count} kept blobs"),
+                    };
+                    print(&format!(
+                        "{} layers{blobs}, {read} compared{unverifiable}: {outcome}\n",
+                        done.layers
+                    ))?;
                     return Ok(self.of_machine().max(u8::from(!problems.is_empty() && !self.repair)));
                 }
                 _ => {}
