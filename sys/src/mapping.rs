@@ -99,6 +99,31 @@ mod tests {
         assert_eq!(content, b"content", "{outcome:?}");
     }
 
+    /// Bytes of large pages in the page tables of the mapping that begins at this address (proc(5), smaps).
+    fn mapped_large(start: usize) -> u64 {
+        let table = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_mapping = table.lines().skip_while(|line| !line.starts_with(&format!("{start:x}-")));
+        let line = of_mapping.skip(1).find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn large_pages_are_really_there_if_nothing_is_said_against() {
+        let file =
+            File::from(rustix::fs::memfd_create("hull-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(2 * LARGE_PAGE as u64).unwrap();
+        let mapping = map_shared(file.as_fd(), 0, 2 * LARGE_PAGE).unwrap();
+        let start = mapping.as_ptr() as usize;
+        assert_eq!(mapped_large(start), 0);
+        // A machine that has none to give says so, and nothing can be seen of them.
+        if let Err(error) = use_large_pages(mapping, 0, LARGE_PAGE) {
+            eprintln!("this machine gives no large pages: {error}");
+            return;
+        }
+
+        assert_eq!(mapped_large(start), LARGE_PAGE as u64);
+    }
+
     #[test]
     fn what_cannot_be_mapped_is_an_error() {
         let file = File::open("/proc/self/stat").unwrap();
