@@ -57,7 +57,7 @@ fn exec_process(
     reporter: &Reporter,
 ) -> Result<Infallible, Failure> {
     let own = execute::begin(process)?;
-    container.rdt_tasks.map_or(Ok(()), execute::join_class)?;
+    container.rdt_tasks.map_or(Ok(()), execute::follow_into_class)?;
     let null = agent_null()?;
     let mut namespaces = Namespaces::MOUNT;
     if container.private_cgroup_namespace {

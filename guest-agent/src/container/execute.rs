@@ -58,6 +58,19 @@ pub(super) fn join_class(tasks: BorrowedFd<'_>) -> Result<(), Failure> {
     written.map(drop).during(Stage::Start, || "cannot enter the RDT class")
 }
 
+/// The same for a process that follows into a running container. Where the class has been removed the kernel has put the
+/// container's processes into the default group (Documentation/arch/x86/resctrl.rst, "Removing a directory"): then this
+/// one belongs there, too, and is there already, as its agent is.
+pub(super) fn follow_into_class(tasks: BorrowedFd<'_>) -> Result<(), Failure> {
+    match join_class(tasks) {
+        // kernfs has taken the file away, or resctrl has marked the group as dead.
+        Err(failure) if [Errno::NODEV, Errno::NOENT].map(Errno::raw_os_error).contains(&failure.errno) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 /// The user, by the files of `root`.
 pub(super) fn resolve_user(process: &ProcessPlan, root: &Root, own: &OwnProc) -> Result<Resolved, Failure> {
     let read = |path| {

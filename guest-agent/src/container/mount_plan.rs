@@ -37,7 +37,10 @@ pub(super) enum Source {
         mode: u32,
     },
     Devpts,
-    Mqueue,
+    /// The message queues of the IPC namespace, with the container's label only where that is the pod's own.
+    Mqueue {
+        labelled: bool,
+    },
     /// A file or directory that the agent keeps for the pod, by its path in the agent's own root.
     Pod(&'static str),
     /// A mount of cgroup2, from inside the container's own cgroup namespace.
@@ -125,7 +128,7 @@ fn defaults(spec: &messages::StartContainer, pod: &PodFacts) -> Vec<MountStep> {
         step("/proc", Source::Proc, NO_ALL, false),
         step("/dev", dev, Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_STRICTATIME, false),
         step("/dev/pts", Source::Devpts, NOSUID_NOEXEC, false),
-        step("/dev/mqueue", Source::Mqueue, NO_ALL, false),
+        step("/dev/mqueue", Source::Mqueue { labelled: pod.own_ipc }, NO_ALL, false),
         step("/sys", Source::Sysfs, NO_ALL, !spec.writable_sys),
         step("/sys/fs/cgroup", cgroup_source(spec, pod), NO_ALL, !spec.writable_cgroup),
     ];
@@ -224,6 +227,7 @@ pub(super) mod tests {
             etc_hosts: true,
             etc_resolv_conf: false,
             user_namespace: None,
+            own_ipc: true,
             cgroups: CgroupView::new(&messages::CgroupLayout {
                 unified: "/sys/fs/cgroup/unified".into(),
                 unified_controllers: false,
@@ -290,6 +294,16 @@ pub(super) mod tests {
         assert_eq!(of("/etc/hosts").len(), 1);
         assert_eq!(of("/etc/hosts")[0].source, Source::Slot(2));
         assert_eq!(of("/sys/fs/cgroup")[0].source, Source::Slot(3));
+    }
+
+    #[test]
+    fn the_hosts_message_queues_keep_their_label() {
+        for own_ipc in [true, false] {
+            let pod = PodFacts { own_ipc, ..pod() };
+            let (steps, _) = order(&spec(), &pod).unwrap();
+            let queues = steps.iter().find(|step| step.destination == "/dev/mqueue").unwrap();
+            assert_eq!(queues.source, Source::Mqueue { labelled: own_ipc });
+        }
     }
 
     #[test]

@@ -125,10 +125,12 @@ fn tree<'a>(plan: &ContainerPlan, step: &MountStep, slots: &Slots<'a>) -> Result
     match &step.source {
         Source::Proc => make("proc", &[], attributes),
         Source::Sysfs => make("sysfs", &[], attributes),
-        Source::Mqueue => {
+        Source::Mqueue { labelled } => {
             let tree = make("mqueue", &[], attributes)?;
-            // One for all containers of the pod: the kernel lets no mount of it have an own label.
-            label_root(tree.as_fd(), label)?;
+            // One for the whole IPC namespace: the kernel lets no mount of it have an own label.
+            if *labelled {
+                label_root(tree.as_fd(), label)?;
+            }
             Ok(tree)
         }
         Source::Cgroup2 => make("cgroup2", &[], attributes),

@@ -16,6 +16,8 @@ pub struct PodFacts {
     pub cgroups: CgroupView,
     /// Where the containers live; `None`: where the agent does.
     pub user_namespace: Option<Arc<UserNamespace>>,
+    /// The pod has an IPC namespace of its own, not the host's.
+    pub own_ipc: bool,
 }
 
 impl PodFacts {
@@ -27,6 +29,7 @@ impl PodFacts {
             etc_resolv_conf: spec.etc_resolv_conf.is_some(),
             cgroups: CgroupView::new(&spec.cgroups.clone().unwrap_or_default()),
             user_namespace,
+            own_ipc: spec.new_ipc_namespace || spec.ipc_namespace.is_some(),
         }
     }
 }

@@ -15,6 +15,7 @@ crate::tests!(
     an_exec_of_nothing_says_so,
     an_exec_survives_a_hostile_container,
     each_process_enters_its_class_of_cache_and_memory_bandwidth,
+    an_exec_outlives_the_class_of_its_container,
     no_process_has_the_session_keyring_of_the_agent,
 );
 
@@ -164,6 +165,39 @@ fn each_process_enters_its_class_of_cache_and_memory_bandwidth() {
     assert!(error.to_string().contains("cannot enter the RDT class"), "{error}");
     refused.spec.rdt_tasks = Some(99);
     assert!(pod.start(&refused).err().unwrap().to_string().contains("no slot 99"));
+    assert_eq!(pod.processes(), []);
+}
+
+fn an_exec_outlives_the_class_of_its_container() {
+    // Given a container, and the file of a group that was removed: of a cgroup, which like resctrl is of kernfs
+    let image = image("image", |_| ());
+    let wanted = Wanted::script("one", &image, SLEEP);
+    let group = format!("/sys/fs/cgroup/unified/hull-test-class-{}", std::process::id());
+    let group = match std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        true => group.replace("/unified/", "/"),
+        false => group,
+    };
+    std::fs::create_dir(&group).unwrap();
+    let tasks = File::options().write(true).open(format!("{group}/cgroup.procs")).unwrap();
+    std::fs::remove_dir(&group).unwrap();
+    let mut late = Wanted::script("two", &image, SLEEP);
+    late.spec.rdt_tasks = Some(late.slot(tasks.try_clone().unwrap().into()));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut pod = Pod::enter();
+    let mut running = pod.start(&wanted).unwrap();
+    assert_eq!(running.line(), "ready");
+    // When a process is started in it, then it runs
+    pod.rdt_tasks = Some(tasks.into());
+    assert_eq!(pod.exec(&running, "exit 7").code, 7);
+    // And what is wrong with a class that is there is still an error
+    pod.rdt_tasks = Some(full.into());
+    let request = messages::Process { args: vec!["true".into()], ..Default::default() };
+    let error = pod.exec_request(&running, &request, true).err().unwrap().to_string();
+    assert!(error.contains("cannot enter the RDT class"), "{error}");
+    running.kill();
+    // A first process does not begin in a class that has gone
+    let error = pod.start(&late).err().unwrap().to_string();
+    assert!(error.contains("cannot enter the RDT class"), "{error}");
     assert_eq!(pod.processes(), []);
 }
 
