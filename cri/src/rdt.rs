@@ -23,6 +23,9 @@ const MAX_NAME: usize = 255;
 /// Why a container cannot have its class.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RdtError {
+    /// The node's administrator has not said that there are any.
+    #[error("the container asks for the RDT class {0:?}, and there are none: rdt.resctrl is not set")]
+    None(String),
     /// resctrl is not mounted: it may have to be, or the machine has nothing of the kind.
     #[error(
         "the container asks for the RDT class {class:?}, and this node has none: resctrl is not mounted at {}",
@@ -46,13 +49,15 @@ pub(crate) enum RdtError {
     },
 }
 
-/// The file that takes processes into the container's class; `None`: it asks for none.
+/// The file that takes processes into the container's class; `None`: it asks for none. Without `resctrl` there are no
+/// classes: an annotation has no power that the node's administrator has not given it.
 pub(crate) fn tasks(
     container: &ContainerConfig,
     pod: &PodSandboxConfig,
-    resctrl: &Path,
+    resctrl: Option<&Path>,
 ) -> Result<Option<PathBuf>, RdtError> {
     let Some(class) = class(container, pod, OF_CONTAINER, OF_POD) else { return Ok(None) };
+    let Some(resctrl) = resctrl else { return Err(RdtError::None(class.into())) };
     if !resctrl.join("tasks").is_file() {
         return Err(RdtError::NotMounted { class: class.into(), resctrl: resctrl.into() });
     }
@@ -108,7 +113,7 @@ mod tests {
         let resctrl = directory.path();
         let told = |class: &str| {
             let (container, pod) = asks(class);
-            tasks(&container, &pod, resctrl).map_err(|error| error.to_string())
+            tasks(&container, &pod, Some(resctrl)).map_err(|error| error.to_string())
         };
         assert_eq!(told(""), Ok(None));
         assert!(told("gold").unwrap_err().contains("resctrl is not mounted at"));
@@ -122,6 +127,17 @@ mod tests {
             assert!(told(class).unwrap_err().ends_with("has gold, silver"), "{class:?}");
         }
         let (container, _) = asks("gold");
-        assert_eq!(tasks(&container, &PodSandboxConfig::default(), resctrl).unwrap(), None);
+        assert_eq!(tasks(&container, &PodSandboxConfig::default(), Some(resctrl)).unwrap(), None);
+    }
+
+    #[test]
+    fn without_resctrl_in_the_configuration_a_class_is_refused_with_the_key_that_is_missing() {
+        let (container, pod) = asks("gold");
+        let error = tasks(&container, &pod, None).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the container asks for the RDT class \"gold\", and there are none: rdt.resctrl is not set"
+        );
+        assert_eq!(tasks(&container, &PodSandboxConfig::default(), None).unwrap(), None);
     }
 }

@@ -200,12 +200,12 @@ pub struct BlockIoConfig {
 }
 
 /// `[rdt]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RdtConfig {
-    /// Where resctrl is mounted; a class is a directory in it.
-    #[serde(deserialize_with = "value::absolute_path")]
-    pub resctrl: PathBuf,
+    /// Where resctrl is mounted; a class is a directory in it. Not set: there are no classes.
+    #[serde(deserialize_with = "value::optional_absolute_path")]
+    pub resctrl: Option<PathBuf>,
 }
 
 /// `[streaming]`
@@ -312,12 +312,6 @@ impl Default for Config {
             streaming: StreamingConfig::default(),
             runtimes: RuntimesConfig::default(),
         }
-    }
-}
-
-impl Default for RdtConfig {
-    fn default() -> Self {
-        RdtConfig { resctrl: "/sys/fs/resctrl".into() }
     }
 }
 

@@ -42,6 +42,7 @@ fn the_example_explains_every_key() {
     everything.streaming.certificate = Some("/etc/hull/streaming.crt".into());
     everything.streaming.key = Some("/etc/hull/streaming.key".into());
     everything.blockio.classes = Some("/etc/hull/blockio.yaml".into());
+    everything.rdt.resctrl = Some("/sys/fs/resctrl".into());
     everything.image.policy = Some("/etc/hull/image-policy.toml".into());
     let microvm = everything.runtimes.handlers.get_mut("microvm").unwrap();
     microvm.machine = Some(MachineConfig {

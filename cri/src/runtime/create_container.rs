@@ -117,7 +117,7 @@ impl Runtime {
 
         // The record comes last: killed before it, hulld sweeps the directory as one that nobody knows; with a record,
         // a repeated request would be given a container whose volumes are half filled.
-        let made = self.make_directories(&directory, &record.volumes, &image, label).await;
+        let made = self.make_directories(pod, &directory, &record.volumes, &image, label).await;
         trace.step("make the directories");
         if let Err(error) = made.and_then(|()| Ok(self.store.containers.put(&record)?)) {
             self.discard(&id).await;
@@ -139,6 +139,7 @@ impl Runtime {
             cgroup_v2: self.layout.unified_controllers,
             blockio_classes: self.config.blockio.classes.clone(),
             resctrl: self.config.rdt.resctrl.clone(),
+            agent_has_rdt: pod.agent_has_rdt(),
         }
     }
 
@@ -187,6 +188,7 @@ impl Runtime {
 
     async fn make_directories(
         &self,
+        pod: &Arc<Pod>,
         directory: &Path,
         volumes: &BTreeMap<String, String>,
         image: &Image,
@@ -210,11 +212,13 @@ impl Runtime {
         if volumes.is_empty() {
             return Ok(());
         }
-        let (directory, volumes) = (directory.to_owned(), volumes.clone());
+        let (pod, directory, volumes) = (Arc::clone(pod), directory.to_owned(), volumes.clone());
         let (images, image) = (Arc::clone(&self.images), image.clone());
         let fill = move || {
             volumes::fill(&directory, &volumes, &images, &image)?;
-            volumes.values().try_for_each(|name| label_volume(&directory.join(name), &label))
+            volumes
+                .values()
+                .try_for_each(|name| label_volume(&directory.join(name), &label, &|| pod.is_over()))
         };
         blocking(fill).await?
     }
@@ -251,11 +255,11 @@ fn facts_of(image: &Image, config: &ContainerConfig) -> ImageFacts {
 }
 
 /// A directory of the container's own gets the label of what is mounted for it.
-fn label_volume(path: &Path, label: &str) -> Result<()> {
+fn label_volume(path: &Path, label: &str, is_over: &dyn Fn() -> bool) -> Result<()> {
     if label.is_empty() {
         return Ok(());
     }
-    let labelled = fs::File::open(path).and_then(|file| selinux::relabel(file.as_fd(), label));
+    let labelled = fs::File::open(path).and_then(|file| selinux::relabel(file.as_fd(), label, is_over));
     labelled.map_err(|error| Error::Internal(format!("cannot label {} for SELinux: {error}", path.display())))
 }
 
@@ -272,8 +276,10 @@ pub(super) struct Node {
     pub(super) cgroup_v2: bool,
     /// The file with classes of block I/O.
     pub(super) blockio_classes: Option<PathBuf>,
-    /// Where classes of cache and memory bandwidth are.
-    pub(super) resctrl: PathBuf,
+    /// Where classes of cache and memory bandwidth are, if containers may have some.
+    pub(super) resctrl: Option<PathBuf>,
+    /// The pod's agent knows of them.
+    pub(super) agent_has_rdt: bool,
 }
 
 /// What the host contributes to a container: device numbers, a compiled seccomp profile (from the cache, nearly
@@ -332,9 +338,18 @@ fn blockio(
 /// Where the container's class of cache and memory bandwidth takes processes. A machine's processors are threads of the
 /// host's.
 fn rdt_tasks(config: &ContainerConfig, pod: &PodSandboxConfig, node: &Node) -> Result<Option<PathBuf>> {
-    let tasks = rdt::tasks(config, pod, &node.resctrl).map_err(|error| Error::Invalid(error.to_string()))?;
+    let tasks = rdt::tasks(config, pod, node.resctrl.as_deref());
+    let tasks = tasks.map_err(|error| Error::Invalid(error.to_string()))?;
     if !node.hosts_kernel && tasks.is_some() {
         return Err(Error::Invalid("a pod with its own kernel cannot have an RDT class".into()));
+    }
+    // It would start the container all the same, in no class.
+    if tasks.is_some() && !node.agent_has_rdt {
+        return Err(Error::FailedPrecondition(
+            "the container asks for an RDT class, and its pod's agent is from before hulld's upgrade and knows none: \
+             the pod has to be made anew"
+                .into(),
+        ));
     }
     Ok(tasks)
 }

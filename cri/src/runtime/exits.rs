@@ -198,6 +198,7 @@ impl Runtime {
         if report.sandbox_id != pod.id() {
             return Err(SandboxError::Unexpected("the question who it is"));
         }
+        pod.set_agent_has_rdt(report.rdt_tasks);
         for state in &report.containers {
             let news =
                 pod.container(&state.id).is_some_and(|container| !container.with_record(|one| one.is_over()));

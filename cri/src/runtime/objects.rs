@@ -97,6 +97,7 @@ pub struct Pod {
     agent: Mutex<Option<Arc<Agent>>>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     ending: AtomicBool,
+    agent_has_rdt: AtomicBool,
     /// Where its changes are told, once it is visible.
     audience: OnceLock<(Arc<Changes>, Weak<Pod>)>,
     /// How fast it uses processor time.
@@ -116,6 +117,7 @@ impl Pod {
             agent: Mutex::new(None),
             containers: Mutex::default(),
             ending: AtomicBool::new(false),
+            agent_has_rdt: AtomicBool::new(true),
             audience: OnceLock::new(),
             rate: Rate::default(),
         })
@@ -207,6 +209,22 @@ impl Pod {
     /// The end of its agent is expected.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Whether its agent puts containers into classes of cache and memory bandwidth, as it says itself. One that this
+    /// hulld starts does.
+    pub fn set_agent_has_rdt(&self, has: bool) {
+        self.agent_has_rdt.store(has, Ordering::SeqCst);
+    }
+
+    /// Its agent puts containers into classes of cache and memory bandwidth.
+    pub fn agent_has_rdt(&self) -> bool {
+        self.agent_has_rdt.load(Ordering::SeqCst)
+    }
+
+    /// It is being ended, or has no agent to be ended by: what was begun for it is of no use any more.
+    pub fn is_over(&self) -> bool {
+        self.is_ending() || !self.agent().is_some_and(|agent| agent.is_connected())
     }
 
     /// Its containers.

@@ -186,6 +186,7 @@ impl Runtime {
             }
         })?;
         pod.set_agent(Some(agent));
+        pod.set_agent_has_rdt(true);
         if self.objects.pod(pod.id()).is_err() {
             self.objects.add_pod(Arc::clone(pod));
         }

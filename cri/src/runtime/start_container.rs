@@ -127,11 +127,12 @@ impl Runtime {
         let directory = self.container_directory(container.id());
         let (launcher, node) = (Arc::clone(&container.pod.launcher), self.node_of(&container.pod));
         let (doing, place) = (doing(container), container.pod.place());
+        let owner = Arc::clone(&container.pod);
         // One thread that may wait for all of it: each change of threads costs more than most of the steps.
         let prepare = move || {
             let facts = facts(&record, &pod, &node)?;
             let mut plan = container::plan(&record, &pod, &directory, &facts)?;
-            let slots = launcher.open(&place, &mut plan.start, &plan.sources);
+            let slots = launcher.open(&place, &mut plan.start, &plan.sources, &|| owner.is_over());
             Ok((plan.start, slots.map_err(Error::sandbox(doing))?))
         };
         blocking(prepare).await?

@@ -171,12 +171,14 @@ pub trait Launcher: Debug + Send + Sync {
     -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>>;
 
     /// Opens what a container needs, in this order of slots; what the launcher has to say about the request itself it
-    /// writes into `start`. Called on a thread that may block, inside the runtime.
+    /// writes into `start`. Called on a thread that may block, inside the runtime; what takes long asks `is_over` now and
+    /// then whether the pod is ending, and gives up.
     fn open(
         &self,
         place: &Place,
         start: &mut messages::StartContainer,
         sources: &[Source],
+        is_over: &dyn Fn() -> bool,
     ) -> Result<Slots, SandboxError>;
 
     /// Lets a container's log be written into another file from now on.

@@ -158,6 +158,7 @@ impl Launcher for ProcessLauncher {
         _place: &Place,
         _start: &mut messages::StartContainer,
         sources: &[Source],
+        is_over: &dyn Fn() -> bool,
     ) -> Result<Slots, SandboxError> {
         let layers: Vec<_> = sources
             .iter()
@@ -175,7 +176,7 @@ impl Launcher for ProcessLauncher {
                 Source::Layer(id) => trees.next().ok_or_else(|| {
                     SandboxError::Layers(format!("the image store gave no tree for layer {id}"))
                 })?,
-                Source::Tree(tree) => open_host_tree(tree)?,
+                Source::Tree(tree) => open_host_tree(tree, is_over)?,
                 Source::Own(path) => open_own(path)?,
                 Source::Log(place) => open_log(place)?,
                 Source::Tasks(path) => open_tasks(path)?,

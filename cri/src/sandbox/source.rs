@@ -72,8 +72,8 @@ fn clone_reached(place: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Opens a host path that was asked for; a missing one is made as a directory, as kubelet's users have come to expect
-/// of every runtime.
-pub(super) fn open_host_tree(tree: &HostTree) -> Result<OwnedFd, SandboxError> {
+/// of every runtime. One that is to be labelled is no longer once `is_over` says that its pod is ending.
+pub(super) fn open_host_tree(tree: &HostTree, is_over: &dyn Fn() -> bool) -> Result<OwnedFd, SandboxError> {
     let path = &tree.path;
     let place = match reach(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -85,7 +85,7 @@ pub(super) fn open_host_tree(tree: &HostTree) -> Result<OwnedFd, SandboxError> {
     let place = place.map_err(SandboxError::host("open the mount source", path))?;
     check_propagation(tree, &place)?;
     if let Some(label) = &tree.label {
-        relabel(place.as_fd(), label).map_err(SandboxError::host("label for SELinux", path))?;
+        relabel(place.as_fd(), label, is_over).map_err(SandboxError::host("label for SELinux", path))?;
     }
     clone_reached(&place).map_err(SandboxError::host("open the mount source", path))
 }
@@ -190,8 +190,8 @@ mod tests {
     fn a_missing_mount_source_becomes_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b");
-        open_host_tree(&HostTree { path: path.clone(), propagation: Propagation::Private, label: None })
-            .unwrap();
+        let tree = HostTree { path: path.clone(), propagation: Propagation::Private, label: None };
+        open_host_tree(&tree, &|| false).unwrap();
         assert!(path.is_dir());
     }
 
@@ -200,8 +200,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("link");
         std::os::unix::fs::symlink("/nowhere/at/all", &path).unwrap();
-        let error =
-            open_host_tree(&HostTree { path, propagation: Propagation::Private, label: None }).unwrap_err();
+        let tree = HostTree { path, propagation: Propagation::Private, label: None };
+        let error = open_host_tree(&tree, &|| false).unwrap_err();
         assert!(error.to_string().contains("make the missing mount source"), "{error}");
     }
 

@@ -136,6 +136,7 @@ impl Server {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             reaper_pid: self.pod.reaper.as_ref().map_or(0, |reaper| reaper.pid),
             cgroup_created_levels: self.pod.cgroup.created_levels(),
+            rdt_tasks: true,
             containers: self.containers.iter().map(super::container::Container::state).collect(),
         }
     }

@@ -327,6 +327,7 @@ impl Launcher for MicrovmLauncher {
         place: &Place,
         start: &mut messages::StartContainer,
         sources: &[Source],
+        _is_over: &dyn Fn() -> bool,
     ) -> Result<Slots, SandboxError> {
         let container = start.id.clone();
         let pour = Pour {
