@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use hull_images::Reference;
 
 use super::client::{Client, answer};
 use super::error::CliError;
@@ -33,7 +34,7 @@ pub(super) struct Save {
     #[arg(long)]
     exact: bool,
 
-    /// User and password for where the images came from, with --exact
+    /// User and password for where the images came from, with --exact: several images are then of one registry
     #[arg(long, value_name = "USER:PASSWORD", requires = "exact")]
     source_creds: Option<String>,
 
@@ -49,13 +50,56 @@ impl Save {
         let patience = client.endless();
         let mut source_auths = Vec::new();
         if self.exact {
+            let only_for = match &self.source_creds {
+                Some(_) => one_registry(&self.images)?,
+                None => None,
+            };
             let credentials = Credentials::of(self.source_creds);
             for image in &self.images {
-                source_auths.push(credentials.config(image).await?.unwrap_or_default());
+                let mut auth = credentials.config(image).await?.unwrap_or_default();
+                auth.server_address = only_for.clone().unwrap_or(auth.server_address);
+                source_auths.push(auth);
             }
         }
         let request = SaveImagesRequest { images: self.images, exact: self.exact, source_auths };
         let chunks = answer(doing.clone(), patience, client.hull.save_images(request)).await?;
         sink.take_all(&doing, chunks).await
+    }
+}
+
+/// The registry of all these names, of which a password may be told to no other. None for one image alone, which may be an
+/// id: hulld knows where that came from.
+fn one_registry(images: &[String]) -> Result<Option<String>, CliError> {
+    if images.len() < 2 {
+        return Ok(None);
+    }
+    let domain = |image: &String| Some(image.parse::<Reference>().ok()?.domain().to_owned());
+    let first = domain(&images[0]);
+    match first.is_some() && images.iter().all(|image| domain(image) == first) {
+        true => Ok(first),
+        false => Err(CliError::Refused(
+            "--source-creds is for one registry, and these images are of several, or are not named by one.\n\
+             Save them into one file each, or log in to each registry with `docker login` or `podman login`."
+                .into(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_for_one_registry() {
+        let of = |images: &[&str]| {
+            one_registry(&images.iter().map(|image| (*image).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&["private.example/a"]).unwrap(), None);
+        assert_eq!(
+            of(&["private.example/a", "private.example/b:1"]).unwrap().as_deref(),
+            Some("private.example")
+        );
+        assert!(of(&["private.example/a", "busybox"]).is_err());
+        assert!(of(&["private.example/a", "0123456789ab"]).is_err());
     }
 }

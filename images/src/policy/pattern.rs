@@ -78,6 +78,15 @@ fn registry(domain: &str) -> String {
     if same_registry(&canonical, DOCKER) { DOCKER.to_owned() } else { canonical }
 }
 
+/// The same for a host with a `*`, which is no address: what can be said of it without knowing what it stands for.
+fn without_usual_port(host: &str) -> String {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.parse() == Ok(443_u16) => bare,
+        _ => host,
+    };
+    bare.to_ascii_lowercase()
+}
+
 /// Whether `text` is what `pattern` describes. In time of the product of their lengths at most.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     // Which prefixes of the text the pattern so far describes.
@@ -121,7 +130,7 @@ impl FromStr for Pattern {
         if path.is_empty() || !(host.contains(['.', ':', '*']) || host == "localhost") {
             return Err(wrong());
         }
-        let host = if host.contains('*') { host.to_ascii_lowercase() } else { registry(host) };
+        let host = if host.contains('*') { without_usual_port(host) } else { registry(host) };
         // As names are completed.
         let library =
             if host == DOCKER && !path.contains('/') && !path.contains("**") { "library/" } else { "" };
@@ -208,7 +217,13 @@ mod tests {
     #[test]
     fn another_spelling_of_a_registry_passes_no_rule_by() {
         for same in ["Evil.Example", "evil.example:443", "evil.example:0443", "EVIL.example:443"] {
-            for pattern in ["evil.example/**", "EVIL.example:443/a", "*.example/a", "evil.example/a:1"] {
+            for pattern in [
+                "evil.example/**",
+                "EVIL.example:443/a",
+                "*.example/a",
+                "*.Example:443/a",
+                "evil.example/a:1",
+            ] {
                 assert!(fits(pattern, &format!("{same}/a:1")), "{pattern} {same}");
             }
         }

@@ -94,8 +94,12 @@ impl ImageStore {
         };
         let mut put_blobs = vec![(arrival.id.clone(), arrival.config.raw.clone())];
         for (digest, bytes) in &arrival.documents {
-            if !record.documents.contains(digest) {
-                record.documents.push(digest.clone());
+            // The latest last, also if it was here before.
+            let known = record.documents.len();
+            record.documents.retain(|one| one != digest);
+            let is_new = record.documents.len() == known;
+            record.documents.push(digest.clone());
+            if is_new {
                 record.documents_size += bytes.len() as u64;
                 put_blobs.push((digest.clone(), bytes.clone()));
             }

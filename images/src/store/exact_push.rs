@@ -14,11 +14,11 @@ use super::push::{CHUNK, Known, MAX_ATTEMPTS, Push, PushError, PushOptions, Push
 impl Push<'_> {
     pub(super) async fn exactly(
         &self,
-        known: &[Known],
+        known: Option<Known>,
         options: &PushOptions,
         progress: &mut impl FnMut(PushProgress),
     ) -> Result<Pushed, PushError> {
-        let known = known.last().ok_or_else(|| {
+        let known = known.ok_or_else(|| {
             self.not_exact("it came without a manifest, from a container or a docker archive".to_owned())
         })?;
         let mut origins = None;
@@ -40,7 +40,7 @@ impl Push<'_> {
             progress(PushProgress::Done(layer.clone()));
         }
         self.config().await?;
-        self.finish_with(known).await
+        self.finish_with(&known).await
     }
 
     /// The registries that the image came from, the target left out: it has been asked already.

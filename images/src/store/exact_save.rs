@@ -18,7 +18,7 @@ use super::ImageStore;
 use super::error::StoreError;
 use super::files::failed;
 use super::origins::{Compressed, Login, Lost};
-use super::push::Known;
+use super::push::{Known, contains};
 use super::save::{Blob, SaveError, Saved, Saving, Source, Wanted};
 
 /// How an image came to its manifest: the members of the same names of [`Saved`].
@@ -64,7 +64,7 @@ impl ImageStore {
     ) -> Result<Saved, SaveError> {
         let Wanted { image, tags, .. } = wanted;
         let not_exact = |reason: String| SaveError::NotExact { image: name.to_owned(), reason };
-        let known = self.known_manifests(&image)?.pop().ok_or_else(|| {
+        let known = self.meant(name, self.known_manifests(&image)?)?.ok_or_else(|| {
             not_exact("it came without a manifest, from a container or a docker archive".to_owned())
         })?;
         let named_registry = Self::named_registry(name, &image);
@@ -116,10 +116,6 @@ impl ImageStore {
         }
         Ok(CameBy { indexes, digests })
     }
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 impl Fetching {

@@ -137,6 +137,10 @@ impl Pull {
             catalogue.image(&id)
         };
         let Some(image) = id else { return Ok(None) };
+        if !self.store.came_last_by(&image.id, &digest).map_err(|error| self.store_error(error))? {
+            // The usual way makes this manifest the latest again, which is the one that the tag means.
+            return Ok(None);
+        }
         self.board.tell(PullProgress::Resolved { digest, layers: Vec::new() });
         Ok(Some(image))
     }

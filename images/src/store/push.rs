@@ -154,7 +154,7 @@ impl ImageStore {
             named_registry: Self::named_registry(name, &image),
         };
         match options.exact {
-            true => push.exactly(&known, &options, &mut progress).await,
+            true => push.exactly(self.meant(name, known)?, &options, &mut progress).await,
             false => push.as_it_comes(&known, &mut progress).await,
         }
     }
@@ -183,6 +183,32 @@ impl ImageStore {
         }
         Ok(manifests)
     }
+
+    /// Whether the manifest that came last with an image is the one of this digest, or in the index of it.
+    pub(super) fn came_last_by(&self, id: &str, digest: &Digest) -> Result<bool, StoreError> {
+        let latest = self.read().images.get(id).and_then(|entry| entry.record.documents.last().cloned());
+        let Some(latest) = latest else { return Ok(false) };
+        let index = || Ok(self.document(&digest.to_string())?.unwrap_or_default());
+        Ok(latest == *digest || contains(&index()?, latest.to_string().as_bytes()))
+    }
+
+    /// Which of an image's manifests `name` means: the one that its digest is, or that the index of this digest names;
+    /// by a tag or an id the latest. None if there is none such.
+    pub(super) fn meant(&self, name: &str, known: Vec<Known>) -> Result<Option<Known>, StoreError> {
+        let reference = name.parse::<Reference>().ok();
+        let Some(digest) = reference.as_ref().and_then(Reference::digest) else {
+            return Ok(known.into_iter().next_back());
+        };
+        let index = self.document(&digest.to_string())?.unwrap_or_default();
+        let is_meant =
+            |known: &Known| known.digest == *digest || contains(&index, known.digest.to_string().as_bytes());
+        Ok(known.into_iter().rev().find(is_meant))
+    }
+}
+
+/// Whether a document has this in it.
+pub(super) fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 impl Push<'_> {

@@ -98,6 +98,35 @@ async fn an_exact_file_has_every_blob_and_gives_every_digest_back() {
     assert!(error.to_string().contains("cannot be had again"), "{error}");
 }
 
+/// One image by two manifests: a digest means its own, a tag the one that came last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_manifest_in_an_exact_file_is_the_one_asked_for() {
+    let registry = DockerRegistry::start();
+    let original = image();
+    let tag = registry.push("app", "1", &original);
+    let mut other: Value = serde_json::from_slice(&original.manifest).unwrap();
+    other["annotations"] = json!({"of": "another build"});
+    let other = other.to_string().into_bytes();
+    registry.push_manifest("app", "other", &other, OCI_MANIFEST);
+    let by_digest = |manifest: &[u8]| format!("{}/app@{}", registry.host(), digest(manifest));
+    let here = TestStore::new();
+    let file = here.directory.path().join("exact.tar");
+    let manifest_of = || {
+        let source = format!("oci-archive:{}", file.display());
+        let seen: Value = serde_json::from_str(&skopeo(&["inspect", &source])).unwrap();
+        seen["Digest"].as_str().unwrap().to_owned()
+    };
+    for (pulled, meant) in
+        [(&tag, &original.manifest), (&by_digest(&other), &other), (&tag, &original.manifest)]
+    {
+        here.pull(pulled).await.unwrap();
+        save(&here, &[&tag], None, &file).await.unwrap();
+        assert_eq!(manifest_of(), digest(meant), "the tag, after {pulled}");
+    }
+    save(&here, &[&by_digest(&other)], None, &file).await.unwrap();
+    assert_eq!(manifest_of(), digest(&other));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_came_without_a_manifest_has_none_to_keep() {
     let registry = DockerRegistry::start();
