@@ -11,6 +11,11 @@ use hull_tests::registry::Registry;
 /// tmpfs (a live system, a root in memory) makes the kernel answer ENOTBLK to a file-backed mount.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_on_a_tmpfs_come_through_loop_devices_that_go_with_them() {
+    if hull_tests::microvm::excepted(
+        "a machine reads its layers from its disk of images, through no loop device",
+    ) {
+        return;
+    }
     let memory = Tmpfs::mount();
     let registry = Registry::start();
     let busybox = image::busybox();
