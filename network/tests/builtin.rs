@@ -220,7 +220,7 @@ fn a_host_port_belongs_to_one_pod_at_a_time() {
         taken.port_mappings = vec![host_port(Protocol::Tcp, 9090, 80, None)];
         let error = network.set_up(&taken).await.unwrap_err().to_string();
         assert!(error.contains("9090") && error.contains("process on the host"), "{error}");
-        assert_eq!(host_state(), before);
+        expect_host_state(&before).await;
         // Free again the moment the pod is torn down.
         network.tear_down(&pod("a")).await.unwrap();
         let b = network.set_up(&with_port("b", None)).await.unwrap();

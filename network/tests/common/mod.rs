@@ -81,10 +81,12 @@ impl Machine {
     }
 }
 
-/// Everything on the machine that a pod's network could leave behind.
+/// Everything on the machine that a pod's network could leave behind. Not whether a link has a carrier: the kernel sees that
+/// some time after a port has come.
 pub(crate) fn host_state() -> String {
     let mut state = run_for_output(
-        "ip -o link | sed 's/^[0-9]*: //; s/@.*//'; ip -o address | awk '{print $2, $4}'; nft list ruleset; \
+        "ip -o link | sed 's/^[0-9]*: //; s/@.*//; s/,LOWER_UP//; s/NO-CARRIER,//; s/ state [A-Z]* / /'; \
+         ip -o address | awk '{print $2, $4}'; nft list ruleset; \
          ls /run/netns 2>/dev/null | grep -v '^outside$'; cut -d' ' -f5 /proc/self/mountinfo | sort; \
          ip route; ip -6 route | grep -v '^fe80'",
     );
