@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
@@ -18,6 +18,8 @@ use tokio::process::{Child, Command};
 const DEADLINE: Duration = Duration::from_secs(60);
 /// STATUS is asked for a health check that must itself answer soon.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a plugin that somebody is still writing may stay so: an upgrade of the plugins, seen midway.
+const BUSY_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest result, in bytes; more ends the plugin.
 const LONGEST_OUTPUT: usize = 1 << 20;
 /// What of standard error is kept for the error; the rest is read and dropped.
@@ -89,7 +91,7 @@ impl<'a> Invocation<'a> {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true).current_dir("/");
-        let mut child = command.spawn().map_err(|source| PluginError::Start { path, source })?;
+        let mut child = spawn(&mut command).await.map_err(|source| PluginError::Start { path, source })?;
         let group = Group::of(&child);
         let outcome = tokio::time::timeout(self.deadline, converse(&mut child, &config)).await;
         match outcome {
@@ -99,6 +101,21 @@ impl<'a> Invocation<'a> {
                 if status.success() { Ok(output) } else { Err(explain(status, &output, &complaint)) }
             }
             Err(_) => Err(PluginError::Deadline(self.deadline)),
+        }
+    }
+}
+
+/// Starts it; one whose file is open for writing (ETXTBSY) within [`BUSY_DEADLINE`], as soon as it no longer is.
+async fn spawn(command: &mut Command) -> io::Result<Child> {
+    let start = Instant::now();
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy && start.elapsed() < BUSY_DEADLINE =>
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
         }
     }
 }
@@ -200,7 +217,6 @@ pub(super) fn script(directory: &Path, name: &str, body: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     async fn run(body: &str, deadline: Duration) -> Result<Vec<u8>, PluginError> {
         let directory = tempfile::tempdir().unwrap();
@@ -219,6 +235,22 @@ mod tests {
     async fn a_plugin_gets_its_configuration_and_environment() {
         let output = run("cat; echo $CNI_COMMAND $CNI_IFNAME; echo noise >&2", LONG).await.unwrap();
         assert_eq!(String::from_utf8(output).unwrap(), "{\"name\":\"net\"}ADD eth0\n");
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_is_still_being_written_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        script(directory.path(), "p", "echo done");
+        let writer = std::fs::OpenOptions::new().append(true).open(directory.path().join("p")).unwrap();
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(writer);
+        };
+        let dirs = [directory.path().to_owned()];
+        let config = serde_json::Map::new();
+        let call = Invocation::for_network("ADD", &dirs, "p", &config);
+        let (output, ()) = tokio::join!(call.run(), end);
+        assert_eq!(output.unwrap(), b"done\n");
     }
 
     #[tokio::test]

@@ -76,7 +76,14 @@ impl Machine {
              ip -n outside address add 198.51.100.2/24 dev eth0
              ip -n outside address add 2001:db8::2/64 dev eth0 nodad
              ip -n outside link set eth0 up
-             ip route add default via 198.51.100.2");
+             ip route add default via 198.51.100.2
+             # A link that is up drops what it is given until the kernel has seen its carrier, some time later.
+             up() { ip \"$@\" | grep -q 'state UP'; }
+             for _ in $(seq 1000); do
+               up -o link show wan0 && up -n outside -o link show eth0 && exit
+               sleep 0.01
+             done
+             echo 'the links have no carrier' >&2; exit 1");
         "/run/netns/outside".into()
     }
 }
