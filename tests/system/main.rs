@@ -24,6 +24,7 @@ mod loop_devices;
 mod microvm;
 mod microvm_crashes;
 mod microvm_differences;
+mod microvm_volumes;
 mod mounts;
 mod namespaces;
 mod network;
