@@ -603,6 +603,9 @@ async fn a_machine_has_the_size_of_its_pod_and_follows_it() {
     let born = total(&mut pod).await;
     assert!((150 << 20..310 << 20).contains(&born), "{born}");
     assert_eq!(pod.output(&id, &["nproc"]).await, "1\n", "as many as this machine has");
+    let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: true };
+    let info = pod.client().container_status(request).await.unwrap().into_inner().info;
+    assert!(info["info"].contains(r#""runtimeType":"microvm""#), "{info:?}");
     pod.stop().await;
     pod.remove().await;
     daemon.finish().await;

@@ -66,13 +66,15 @@ pub(super) fn status(record: &ContainerRecord) -> ContainerStatus {
     for (image, volume) in of_images.zip(&record.image_volumes) {
         image.image_ref = volume.image_id.clone();
     }
+    // A guest has a clock of its own, some milliseconds off, and tells what it likes.
+    let started_at = not_before(record.created_at, record.started_at);
     ContainerStatus {
         id: record.id.clone(),
         metadata: config.metadata,
         state: state(record.phase()).into(),
         created_at: record.created_at,
-        started_at: record.started_at,
-        finished_at: record.finished_at,
+        started_at,
+        finished_at: not_before(started_at.max(record.created_at), record.finished_at),
         exit_code: record.exit_code,
         image: Some(image),
         // The id as ListImages tells it: by this kubelet knows which images are in use.
@@ -90,6 +92,11 @@ pub(super) fn status(record: &ContainerRecord) -> ContainerStatus {
     }
 }
 
+/// A time that cannot have been earlier than another one. 0, which is none, stays.
+fn not_before(earliest: i64, time: i64) -> i64 {
+    if time == 0 { 0 } else { time.max(earliest) }
+}
+
 fn verbose(container: &Container, directory: &Path) -> BTreeMap<String, String> {
     let record = container.record();
     let plan = plan(&record, &container.pod.record(), directory, &Facts::default());
@@ -102,7 +109,7 @@ fn verbose(container: &Container, directory: &Path) -> BTreeMap<String, String> 
         "layers": record.image.as_ref().map(|image| &image.layers),
         "directory": directory,
         "volumes": record.volumes,
-        "runtimeType": "process",
+        "runtimeType": container.pod.launcher.name(),
         "config": record.config,
         // What the agent is asked for; without devices and seccomp, which are looked up at the start.
         "plan": plan.map_or_else(|error| error.to_string(), |plan| format!("{:#?}", plan.start)),
@@ -115,6 +122,21 @@ mod tests {
     use super::*;
     use crate::api::runtime::{ContainerConfig, ImageSpec, Signal};
     use crate::store::record::{ImageFacts, RunningUser};
+
+    #[test]
+    fn times_are_in_their_order_whatever_a_guests_clock_says() {
+        let times = |created_at, started_at, finished_at| {
+            let record = ContainerRecord { created_at, started_at, finished_at, ..Default::default() };
+            let status = status(&record);
+            (status.created_at, status.started_at, status.finished_at)
+        };
+        assert_eq!(times(5, 6, 7), (5, 6, 7));
+        assert_eq!(times(5, 3, 4), (5, 5, 5));
+        assert_eq!(times(5, 8, 6), (5, 8, 8));
+        // One that was not started, and one that never ran
+        assert_eq!(times(5, 0, 0), (5, 0, 0));
+        assert_eq!(times(5, 0, 4), (5, 0, 5));
+    }
 
     #[test]
     fn a_status_tells_the_image_by_tag_and_id_and_the_user_by_number() {
