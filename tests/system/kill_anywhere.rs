@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tonic::Status;
 
 const DEFAULT_ROUNDS: usize = 2;
+/// Where every pod is a machine, which takes some ten times as long.
+const DEFAULT_ROUNDS_OF_MACHINES: usize = 1;
 /// Longest time that any call may take here, whatever was killed; only hanging takes this long.
 const HANGING: u64 = 40;
 const BALLAST: usize = 2 << 20;
@@ -103,7 +105,8 @@ async fn a_daemon_killed_in_its_first_start_its_first_pod_and_its_release_leaves
 }
 
 fn rounds() -> usize {
-    std::env::var("HULL_KILL_ROUNDS").map_or(DEFAULT_ROUNDS, |rounds| rounds.parse().expect("a number"))
+    let default = if hull_tests::microvm::by_default() { DEFAULT_ROUNDS_OF_MACHINES } else { DEFAULT_ROUNDS };
+    std::env::var("HULL_KILL_ROUNDS").map_or(default, |rounds| rounds.parse().expect("a number"))
 }
 
 /// Random delays that a seed brings back.
