@@ -106,6 +106,43 @@ pub struct ContainerConfig {
     pub log_path: String,
     #[prost(message, optional, tag = "15")]
     pub linux: Option<cri::LinuxContainerConfig>,
+    /// A number of CRI's `Signal`; 0: the image's.
+    #[prost(int32, tag = "18")]
+    pub stop_signal: i32,
+}
+
+impl From<cri::ContainerConfig> for ContainerConfig {
+    /// What the older client says, as far as it is here.
+    fn from(plain: cri::ContainerConfig) -> Self {
+        let cri::ContainerConfig { metadata, image, command, log_path, linux, .. } = plain;
+        Self { metadata, image, command, log_path, linux, ..Self::default() }
+    }
+}
+
+/// `ContainerStatusResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<ContainerStatus>,
+}
+
+/// `ContainerStatus`, what the older client does not know of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatus {
+    #[prost(message, repeated, tag = "14")]
+    pub mounts: Vec<Mount>,
+    /// A number of CRI's `Signal`.
+    #[prost(int32, tag = "19")]
+    pub stop_signal: i32,
+}
+
+/// `ImageSpec`, with what was found under the name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ImageSpec {
+    #[prost(string, tag = "1")]
+    pub image: String,
+    #[prost(string, tag = "20")]
+    pub image_ref: String,
 }
 
 /// `Mount`
@@ -113,12 +150,16 @@ pub struct ContainerConfig {
 pub struct Mount {
     #[prost(string, tag = "1")]
     pub container_path: String,
+    #[prost(string, tag = "2")]
+    pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
     #[prost(message, optional, tag = "9")]
-    pub image: Option<cri::ImageSpec>,
+    pub image: Option<ImageSpec>,
     #[prost(string, tag = "10")]
     pub image_sub_path: String,
+    #[prost(string, repeated, tag = "11")]
+    pub mount_options: Vec<String>,
 }
 
 /// What has no fields, or none that matters.
@@ -137,6 +178,34 @@ pub struct Filtered<F: prost::Message + Default + Debug> {
 pub struct Piece<T: prost::Message + Default + Debug> {
     #[prost(message, repeated, tag = "1")]
     pub items: Vec<T>,
+}
+
+/// Makes a container in this pod and starts it; its id.
+pub async fn start(
+    channel: Channel,
+    pod: &crate::pod::Pod,
+    config: ContainerConfig,
+) -> Result<String, tonic::Status> {
+    let container_id = create(channel, pod, config).await?;
+    let request = cri::StartContainerRequest { container_id: container_id.clone() };
+    pod.client().start_container(request).await?;
+    Ok(container_id)
+}
+
+/// Makes a container in this pod; its id.
+pub async fn create(
+    channel: Channel,
+    pod: &crate::pod::Pod,
+    config: ContainerConfig,
+) -> Result<String, tonic::Status> {
+    let request = CreateContainerRequest {
+        pod_sandbox_id: pod.id.clone(),
+        config: Some(config),
+        sandbox_config: Some(pod.config.clone()),
+    };
+    let path = "/runtime.v1.RuntimeService/CreateContainer";
+    let answer: cri::CreateContainerResponse = call(channel, path, request).await?;
+    Ok(answer.container_id)
 }
 
 /// One call, `/runtime.v1.SERVICE/METHOD`.

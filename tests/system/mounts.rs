@@ -1,5 +1,7 @@
 //! Volumes: what kubelet mounts, and how changes travel.
 
+use std::os::unix::fs::PermissionsExt;
+
 use hull_tests::daemon::Daemon;
 use hull_tests::image;
 use hull_tests::newer;
@@ -296,41 +298,33 @@ async fn a_part_of_an_image_is_a_volume_and_nothing_outside_of_it() {
     daemon.pull(&name).await;
     daemon.pull(&volume).await;
     let mut pod = Pod::run(&daemon, pod_config(&daemon, "parts")).await;
-    let (pod_sandbox_id, sandbox_config) = (pod.id.clone(), pod.config.clone());
-    let create = async |container: &str, paths: &[(&str, &str)], script: &str| {
-        let plain = container_config(container, &name, &["/bin/sh", "-c", script]);
+    let spec = newer::ImageSpec { image: volume.clone(), ..Default::default() };
+    let config = |container: &str, paths: &[(&str, &str)], script: &str| {
         let mount = |(at, path): &(&str, &str)| newer::Mount {
             container_path: (*at).to_owned(),
             readonly: true,
-            image: Some(cri::ImageSpec { image: volume.clone(), ..Default::default() }),
+            image: Some(spec.clone()),
             image_sub_path: (*path).to_owned(),
+            ..Default::default()
         };
-        let config = newer::ContainerConfig {
-            metadata: plain.metadata,
-            image: plain.image,
-            command: plain.command,
-            mounts: paths.iter().map(mount).collect(),
-            log_path: plain.log_path,
-            linux: plain.linux,
-        };
-        let request = newer::CreateContainerRequest {
-            pod_sandbox_id: pod_sandbox_id.clone(),
-            config: Some(config),
-            sandbox_config: Some(sandbox_config.clone()),
-        };
-        let path = "/runtime.v1.RuntimeService/CreateContainer";
-        let answer: Result<cri::CreateContainerResponse, _> =
-            newer::call(daemon.channel().await, path, request).await;
-        answer.map(|answer| answer.container_id)
+        let plain = container_config(container, &name, &["/bin/sh", "-c", script]);
+        newer::ContainerConfig { mounts: paths.iter().map(mount).collect(), ..plain.into() }
     };
 
     // A directory, the same by a link inside the image, and a file
     let paths = [("/dir", "models"), ("/link", "current"), ("/file", "/models/readme"), ("/all", "")];
     let script = "cat /dir/small/weights /link/weights /file; ls /dir /all; touch /dir/x 2>&1";
-    let container_id = create("parts", &paths, script).await.unwrap();
-    let request = cri::StartContainerRequest { container_id: container_id.clone() };
-    pod.client().start_container(request).await.unwrap();
+    let parts = config("parts", &paths, script);
+    let container_id = newer::start(daemon.channel().await, &pod, parts).await.unwrap();
     assert_eq!(pod.ended(&container_id).await.exit_code, 1, "it is read-only");
+    // The status tells which image it is
+    let request = cri::ContainerStatusRequest { container_id, verbose: false };
+    let path = "/runtime.v1.RuntimeService/ContainerStatus";
+    let told: newer::ContainerStatusResponse =
+        newer::call(daemon.channel().await, path, request).await.unwrap();
+    let mounts = told.status.unwrap().mounts;
+    assert_eq!(mounts.len(), paths.len());
+    assert!(mounts.iter().all(|mount| mount.image.as_ref().unwrap().image_ref == data.id()), "{mounts:?}");
     let log = pod.log("parts");
     let wanted = "weights\nweights\nread me\n/all:\ncurrent\nmodels\nout\n\n/dir:\nreadme\nsmall\n";
     let (shown, refused) = log.split_at(wanted.len().min(log.len()));
@@ -340,7 +334,8 @@ async fn a_part_of_an_image_is_a_volume_and_nothing_outside_of_it() {
 
     // What is not there, or leads out of the image, is refused by name before anything is made
     for path in ["missing", "models/readme/below", "out", "../models"] {
-        let outcome = create("refused", &[("/volume", path)], "true").await;
+        let refused = config("refused", &[("/volume", path)], "true");
+        let outcome = newer::create(daemon.channel().await, &pod, refused).await;
         match path {
             // There is nothing above the root of an image.
             "../models" => drop(outcome.unwrap()),
@@ -351,5 +346,45 @@ async fn a_part_of_an_image_is_a_volume_and_nothing_outside_of_it() {
             }
         }
     }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_has_the_options_that_are_asked_for() {
+    if hull_tests::microvm::excepted("host paths come with nosuid, nodev and noexec always") {
+        return;
+    }
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let volume = daemon.path("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("script"), "#!/bin/sh\necho ran\n").unwrap();
+    std::fs::set_permissions(volume.join("script"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "options")).await;
+    let with = |container: &str, options: &[&str]| {
+        let mount_options = options.iter().map(|option| (*option).to_owned()).collect();
+        let host_path = volume.display().to_string();
+        let mount =
+            newer::Mount { container_path: "/v".into(), host_path, mount_options, ..Default::default() };
+        let plain = container_config(container, &name, &["/bin/sleep", "1000"]);
+        newer::ContainerConfig { mounts: vec![mount], ..plain.into() }
+    };
+    let channel = || daemon.channel();
+    let plain = newer::start(channel().await, &pod, with("plain", &[])).await.unwrap();
+    assert_eq!(pod.shell(&plain, "/v/script").await, "ran\n");
+    let all = with("all", &["noexec", "nosuid", "nodev", "noatime"]);
+    let strict = newer::start(channel().await, &pod, all).await.unwrap();
+    let refused = pod.exec(&strict, &["/bin/sh", "-c", "/v/script"]).await;
+    assert_eq!((refused.exit_code, refused.stdout.len()), (126, 0), "noexec: {refused:?}");
+    let mounts = pod.shell(&strict, "grep ' /v ' /proc/self/mountinfo").await;
+    let of_mount: Vec<&str> = mounts.split(' ').nth(5).unwrap().split(',').collect();
+    for option in ["rw", "noexec", "nosuid", "nodev", "noatime"] {
+        assert!(of_mount.contains(&option), "{option}: {mounts}");
+    }
+    let refused = newer::create(channel().await, &pod, with("wrong", &["noexec", "bind"])).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("\"bind\""), "{refused}");
     daemon.finish().await;
 }

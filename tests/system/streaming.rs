@@ -158,6 +158,11 @@ impl WebSocket {
         WebSocket(socket)
     }
 
+    /// For what no well-behaved client sends.
+    pub(crate) fn into_inner(self) -> TcpStream {
+        self.0
+    }
+
     pub(crate) async fn send(&mut self, message: &[u8]) {
         let mut frame = vec![0x82];
         match message.len() {

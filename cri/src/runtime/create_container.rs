@@ -372,3 +372,45 @@ fn apparmor_profile(context: &LinuxContainerSecurityContext, enabled: bool) -> R
         AppArmorError::Load(_) | AppArmorError::List(_) => Error::FailedPrecondition(error.to_string()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(resctrl: &Path) -> Node {
+        Node {
+            hosts_kernel: true,
+            apparmor: false,
+            selinux: None,
+            cgroup_v2: true,
+            blockio_classes: None,
+            resctrl: Some(resctrl.to_owned()),
+            agent_has_rdt: true,
+        }
+    }
+
+    #[test]
+    fn an_agent_from_before_rdt_classes_is_not_trusted_with_one() {
+        let resctrl = tempfile::tempdir().unwrap();
+        for tasks in ["tasks", "gold/tasks"] {
+            let path = resctrl.path().join(tasks);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let annotation = ("rdt.resources.beta.kubernetes.io/pod".to_owned(), "gold".to_owned());
+        let (container, plain) = (ContainerConfig::default(), PodSandboxConfig::default());
+        let pod = PodSandboxConfig { annotations: [annotation].into(), ..Default::default() };
+        let current = node(resctrl.path());
+        let tasks = rdt_tasks(&container, &pod, &current).unwrap();
+        assert_eq!(tasks, Some(resctrl.path().join("gold/tasks")));
+        // It would ignore the class, and the container would be in none
+        let older = Node { agent_has_rdt: false, ..node(resctrl.path()) };
+        let refused = rdt_tasks(&container, &pod, &older).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(refused.to_string().contains("the pod has to be made anew"), "{refused}");
+        // What asks for no class is not concerned
+        assert_eq!(rdt_tasks(&container, &plain, &older).unwrap(), None);
+        let machine = Node { hosts_kernel: false, ..node(resctrl.path()) };
+        assert!(matches!(rdt_tasks(&container, &pod, &machine), Err(Error::Invalid(_))));
+    }
+}

@@ -37,6 +37,9 @@ pub enum Error {
     /// hull cannot do this (yet).
     #[error("{0}")]
     Unimplemented(String),
+    /// As many as there may be are there.
+    #[error("{0}")]
+    ResourceExhausted(String),
     /// It may work later.
     #[error("{0}")]
     Unavailable(String),
@@ -93,6 +96,7 @@ impl Error {
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
             Self::DeadlineExceeded(_) => Code::DeadlineExceeded,
             Self::Unimplemented(_) => Code::Unimplemented,
+            Self::ResourceExhausted(_) => Code::ResourceExhausted,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) | Self::Store(_) => Code::Internal,
             Self::Sandbox { source, .. } => sandbox_code(source),

@@ -271,7 +271,7 @@ impl Runtime {
     /// The URL of a stream.
     fn stream(&self, session: Session) -> Result<String> {
         self.streaming.url(session).map_err(|error| match error {
-            TokenError::TooMany => Error::Unavailable(error.to_string()),
+            TokenError::TooMany => Error::ResourceExhausted(error.to_string()),
             TokenError::Random(_) => Error::Internal(error.to_string()),
         })
     }

@@ -22,6 +22,7 @@ pub mod status;
 pub mod terminal_size;
 pub mod tls;
 pub mod token;
+mod waiting;
 pub mod websocket;
 
 pub use attach::AttachSession;

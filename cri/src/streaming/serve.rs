@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::event::{PollFd, PollFlags};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Client;
@@ -30,12 +30,15 @@ use super::protocol::{
 use super::session::Session;
 use super::tls::{Identity, Tls, TlsError};
 use super::token::{TokenError, Tokens};
+use super::waiting::{Place, Waiting};
 use super::websocket;
 
 /// How long a client may take to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Most connections at a time; more wait.
-const MAX_CONNECTIONS: usize = 4096;
+/// Most sessions at a time.
+const MAX_SESSIONS: usize = 4096;
+/// Most connections that have not begun one; with one more, the oldest of them ends.
+const MAX_WAITING: usize = 1024;
 /// How often a connection is looked at whose bytes nobody reads at the moment.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pause when a connection cannot be taken for want of descriptors.
@@ -69,6 +72,8 @@ pub struct Streaming {
     /// None: plain HTTP.
     tls: Option<Arc<Tls>>,
     tokens: Tokens<Session>,
+    waiting: Arc<Waiting>,
+    sessions: Arc<Semaphore>,
     closing: CancellationToken,
 }
 
@@ -88,7 +93,14 @@ impl Streaming {
             tracing::warn!(%address, "streams of exec, attach and port-forward cross the network without TLS");
         }
         let tls = tls.map(Arc::new);
-        let streaming = Arc::new(Self { address, tls, tokens: Tokens::default(), closing });
+        let streaming = Arc::new(Self {
+            address,
+            tls,
+            tokens: Tokens::default(),
+            waiting: Waiting::new(MAX_WAITING),
+            sessions: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            closing,
+        });
         tokio::spawn(Arc::clone(&streaming).accept(listener));
         Ok(streaming)
     }
@@ -116,19 +128,19 @@ impl Streaming {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let everything = async {
             loop {
-                let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((socket, _)) => {
+                        let place = self.waiting.enter();
+                        let taken = place.taken.clone();
                         let streaming = Arc::clone(&self);
                         tokio::spawn(async move {
                             tokio::select! {
-                                () = streaming.connection(socket) => {}
+                                () = streaming.connection(socket, place) => {}
+                                () = taken.cancelled() => {}
                                 () = streaming.closing.cancelled() => {}
                             }
-                            drop(place);
                         });
                     }
                     Err(error) => {
@@ -145,17 +157,17 @@ impl Streaming {
     }
 
     /// One connection: its requests, and the session that one of them begins.
-    async fn connection(self: &Arc<Self>, socket: TcpStream) {
+    async fn connection(self: &Arc<Self>, socket: TcpStream, place: Place) {
         // A client whose machine has vanished is noticed some day.
         let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
         let _ = socket.set_nodelay(true);
         let Ok(watched) = rustix::io::fcntl_dupfd_cloexec(&socket, 3) else { return };
         if self.tls.is_none() {
-            return self.requests(socket, &watched).await;
+            return self.requests(socket, &watched, place).await;
         }
         let Some(identity) = self.identity().await else { return };
         match tokio::time::timeout(REQUEST_TIME, identity.acceptor.accept(socket)).await {
-            Ok(Ok(secured)) => self.requests(secured, &watched).await,
+            Ok(Ok(secured)) => self.requests(secured, &watched, place).await,
             Ok(Err(error)) => tracing::debug!(%error, "a client for streams does not come to terms over TLS"),
             Err(_) => tracing::debug!("a client for streams takes too long to come to terms over TLS"),
         }
@@ -166,10 +178,11 @@ impl Streaming {
         self: &Arc<Self>,
         transport: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         watched: &OwnedFd,
+        place: Place,
     ) {
         let (sender, mut begun) = tokio::sync::mpsc::channel::<Begun>(1);
         let service = service_fn(|request| {
-            let answer = self.answer(request, &sender);
+            let answer = self.answer(request, &sender, &place);
             async move { Ok::<_, Infallible>(answer) }
         });
         let served = http1::Builder::new()
@@ -183,7 +196,7 @@ impl Streaming {
         if let Err(error) = served {
             tracing::debug!(%error, "a connection for streams ends");
         }
-        let Ok(Begun { session, agreed, upgrade }) = begun.try_recv() else { return };
+        let Ok(Begun { session, agreed, upgrade, room: _room }) = begun.try_recv() else { return };
         match upgrade.await {
             Ok(upgraded) => {
                 tokio::select! {
@@ -199,7 +212,12 @@ impl Streaming {
         &self,
         mut request: Request<Incoming>,
         begun: &tokio::sync::mpsc::Sender<Begun>,
+        place: &Place,
     ) -> Response<Full<Bytes>> {
+        // Before its URL is used up: the client may come again with it.
+        let Ok(room) = Arc::clone(&self.sessions).try_acquire_owned() else {
+            return refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many streams at the moment");
+        };
         let mut parts = request.uri().path().trim_start_matches('/').splitn(2, '/');
         let (path, token) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let Some(session) = self.tokens.take(token, |session| session.path() == path) else {
@@ -207,9 +225,10 @@ impl Streaming {
         };
         match agree(&session, request.headers()) {
             Ok(agreed) => {
+                place.leave();
                 let response = agreed.response(request.headers());
                 let upgrade = hyper::upgrade::on(&mut request);
-                match begun.try_send(Begun { session, agreed, upgrade }) {
+                match begun.try_send(Begun { session, agreed, upgrade, room }) {
                     Ok(()) => response,
                     Err(_) => refusal(StatusCode::BAD_REQUEST, "the connection has a stream already"),
                 }
@@ -224,6 +243,8 @@ struct Begun {
     session: Session,
     agreed: Agreed,
     upgrade: OnUpgrade,
+    /// Its place among the sessions.
+    room: OwnedSemaphorePermit,
 }
 
 /// What both sides speak from here on.

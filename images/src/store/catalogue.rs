@@ -75,6 +75,8 @@ impl Catalogue {
             return Ok(Some(id.clone()));
         }
         let prefix = match name.strip_prefix("sha256:") {
+            // The prefix of nothing would fit whichever image is the only one.
+            Some("") => return Ok(None),
             Some(_) => name,
             None if is_hex => full.as_str(),
             None => return Ok(None),

@@ -207,3 +207,46 @@ async fn a_registry_that_is_always_overloaded_is_given_up_after_as_long_as_it_as
         assert!(started.elapsed().as_secs() >= least, "it waits as it is told to");
     }
 }
+
+/// The two tokens of CRI's AuthConfig: one is shown to the registry as it is, the other buys tokens where the registry
+/// says (RFC 6749, "Refreshing an Access Token").
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_token_is_shown_and_an_identity_token_is_exchanged() {
+    let image = TestImage::new(vec![Layer::noise("a", 1000, 1)]);
+    let exchanged = Arc::new(AtomicUsize::new(0));
+    let counted = exchanged.clone();
+    let server = Server::start(&[("app:1", &image)], move |request| {
+        if request.target.starts_with("/token") {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let form = |pair: &str| request.body.split('&').any(|given| given == pair);
+            let right = request.method == "POST"
+                && form("grant_type=refresh_token")
+                && form("refresh_token=identity")
+                && form("service=test");
+            let granted = json!({"access_token": "granted"}).to_string();
+            return Some(if right { Reply::ok(granted) } else { Reply::new(401, "") });
+        }
+        match request.header("authorization") {
+            "Bearer granted" | "Bearer ready" => None,
+            _ => Some(challenge(request, "")),
+        }
+    })
+    .await;
+    let name = reference(&format!("{}/app:1", server.host()));
+    let pull =
+        async |credentials: Credentials| TestStore::new().store.pull(&name, Some(credentials), None).await;
+    let shown = Credentials { registry_token: "ready".into(), ..Credentials::default() };
+    assert_eq!(pull(shown).await.unwrap().id, image.id());
+    assert_eq!(exchanged.load(Ordering::SeqCst), 0, "there is nothing to be exchanged");
+    let identity = Credentials { identity_token: "identity".into(), ..Credentials::default() };
+    assert_eq!(pull(identity.clone()).await.unwrap().id, image.id());
+    assert_eq!(exchanged.load(Ordering::SeqCst), 1);
+    // Neither is good for what the other is
+    for wrong in [
+        Credentials { identity_token: "ready".into(), ..Credentials::default() },
+        Credentials { registry_token: "identity".into(), ..Credentials::default() },
+    ] {
+        let refused = pull(wrong).await.unwrap_err();
+        assert_eq!(refused.kind(), PullErrorKind::Unauthorized, "{refused}");
+    }
+}
