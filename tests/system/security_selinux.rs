@@ -136,6 +136,26 @@ async fn pods_have_labels_that_keep_them_apart() {
     let mut three = Pod::run(&daemon, config).await;
     let id = three.start(container_config("a", &name, &["/bin/sleep", "1000"])).await;
     assert_eq!(categories(&three.shell(&id, LABEL).await), "s0:c1,c9");
+
+    // Who sees the host's IPC objects is not kept apart, unless that is asked for by level; the host's message queues
+    // keep their label in either case.
+    let queues = label("/dev/mqueue");
+    for (number, (level, wanted)) in
+        [("", "system_u:system_r:spc_t:s0"), ("s0:c7,c8", "system_u:system_r:container_t:s0:c7,c8")]
+            .into_iter()
+            .enumerate()
+    {
+        let mut config = pod_config(&daemon, &format!("ipc{number}"));
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.namespace_options.as_mut().unwrap().ipc = cri::NamespaceMode::Node as i32;
+        context.selinux_options = options("", "", "", level).filter(|_| !level.is_empty());
+        let mut pod = Pod::run(&daemon, config).await;
+        let id = pod.start(container_config("a", &name, &["/bin/sleep", "1000"])).await;
+        assert_eq!(pod.shell(&id, LABEL).await, wanted);
+        let pid = std::fs::read_to_string(find_leaf(&daemon, &id)).unwrap();
+        assert_eq!(label(inside(pid.lines().next().unwrap(), "/dev/mqueue")), queues, "{level:?}");
+        assert_eq!(label("/dev/mqueue"), queues, "{level:?}");
+    }
     daemon.finish().await;
 }
 
