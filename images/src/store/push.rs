@@ -244,7 +244,8 @@ impl Push<'_> {
     /// Sees to it that the registry has the configuration, and tells its digest.
     pub(super) async fn config(&self) -> Result<Digest, PushError> {
         let raw = &self.image.config.raw;
-        let config = Digest::sha256(raw);
+        // Its own, by whichever algorithm: manifests that the image came with name it.
+        let config = self.image.id.parse().unwrap_or_else(|_| Digest::sha256(raw));
         let send = async {
             if !self.registry.has_blob(&config).await? {
                 let mut upload = self.registry.begin_blob().await?;

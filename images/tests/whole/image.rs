@@ -1,7 +1,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -10,6 +10,11 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// `sha256:…` of some bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// `sha512:…` of some bytes.
+pub(crate) fn sha512(bytes: &[u8]) -> String {
+    format!("sha512:{}", hex::encode(Sha512::digest(bytes)))
 }
 
 /// A layer as it is uploaded.
@@ -121,8 +126,21 @@ impl TestImage {
         Self { layers, config, manifest: manifest.to_string().into_bytes() }
     }
 
+    /// The same image with a manifest that names everything by SHA-512.
+    pub(crate) fn with_sha512_digests(mut self) -> Self {
+        let mut manifest: Value = serde_json::from_slice(&self.manifest).unwrap();
+        manifest["config"]["digest"] = json!(sha512(&self.config));
+        for (described, layer) in manifest["layers"].as_array_mut().unwrap().iter_mut().zip(&self.layers) {
+            described["digest"] = json!(sha512(&layer.blob));
+        }
+        self.manifest = manifest.to_string().into_bytes();
+        self
+    }
+
+    /// The digest by which its manifest names its configuration.
     pub(crate) fn id(&self) -> String {
-        digest(&self.config)
+        let manifest: Value = serde_json::from_slice(&self.manifest).unwrap();
+        manifest["config"]["digest"].as_str().unwrap().to_owned()
     }
 
     pub(crate) fn blobs(&self) -> Vec<&[u8]> {

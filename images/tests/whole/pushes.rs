@@ -132,6 +132,40 @@ async fn an_exact_push_passes_on_the_blobs_that_the_image_came_with() {
     assert!(TestStore::new().pull(&target.to_string()).await.is_err());
 }
 
+/// The digest of a configuration is the image's id, by whichever algorithm its manifest names it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_whose_digests_are_sha512_keeps_its_id_and_digest_everywhere() {
+    let original = image().with_sha512_digests();
+    let server = Server::start(&[("team/app:v1", &original)], |_| None).await;
+    let name = format!("{}/team/app:v1", server.host());
+    let test = TestStore::with(|config| config.keep_blobs = true);
+    let pulled = test.pull(&name).await.unwrap();
+    assert!(pulled.id == original.id() && pulled.id.starts_with("sha512:"), "{}", pulled.id);
+    let registry = DockerRegistry::start();
+    for (tag, exact) in [("exact", true), ("as-it-comes", false)] {
+        let target = reference(&format!("{}/{tag}:1", registry.host()));
+        let options = PushOptions { exact, ..PushOptions::default() };
+        let pushed = test.store.push(&name, &target, options, |_| {}).await.unwrap();
+        assert_eq!(pushed.digest.to_string(), digest(&original.manifest), "{tag}");
+        same(&TestStore::new().pull(&target.to_string()).await.unwrap(), &pulled);
+    }
+    // A file keeps it likewise, whether its layers are as they were compressed or not.
+    for exact in [true, false] {
+        let saving = match exact {
+            true => test.store.save_exactly(&[name.clone()], &[None]).await.unwrap(),
+            false => test.store.save(&[name.clone()]).unwrap(),
+        };
+        let path = test.directory.path().join("saved.tar");
+        let out = std::fs::File::create(&path).unwrap();
+        tokio::task::spawn_blocking(move || saving.write(out)).await.unwrap().unwrap();
+        let elsewhere = TestStore::new();
+        let mut loaded = Vec::new();
+        let file = std::fs::File::open(&path).unwrap();
+        elsewhere.store.load(file, |image| loaded.push(image.clone())).unwrap();
+        same(&loaded[0], &pulled);
+    }
+}
+
 /// An origin that sends something else is found out before the registry is told that it is the layer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exact_push_trusts_no_origin() {

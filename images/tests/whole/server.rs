@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::image::{OCI_MANIFEST, TestImage, digest};
+use crate::image::{OCI_MANIFEST, TestImage, digest, sha512};
 
 /// One request as the server saw it. Header names are in lower case.
 #[derive(Clone, Debug)]
@@ -141,7 +141,9 @@ impl Server {
             content.insert(format!("/v2/{name}/manifests/{tag}"), manifest.clone());
             content.insert(format!("/v2/{name}/manifests/{}", digest(&image.manifest)), manifest);
             for blob in image.blobs() {
-                content.insert(format!("/v2/{name}/blobs/{}", digest(blob)), Reply::ok(blob));
+                for digest in [digest(blob), sha512(blob)] {
+                    content.insert(format!("/v2/{name}/blobs/{digest}"), Reply::ok(blob));
+                }
             }
         }
         let answer = move |request: &Request| {
