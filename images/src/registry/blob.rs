@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::downloads::Downloads;
+use super::downloads::RegistryDownloads;
 use super::error::RegistryError;
 use super::host::Host;
 use super::part::{Part, PartState};
@@ -103,7 +103,7 @@ impl Blob {
 
     /// Tells that the bytes are wanted faster than they come: more of them are fetched at the same time, if the permits
     /// and the host allow that.
-    pub(crate) fn hurry(&mut self, downloads: &Downloads) {
+    pub(crate) fn hurry(&mut self, downloads: &RegistryDownloads) {
         if self.ranges == Ranges::Refused || self.probe.is_some() || self.ahead.len() >= MAX_PARTS {
             return;
         }

@@ -109,6 +109,11 @@ impl Registry {
         self.hosts.first().map(Arc::as_ref)
     }
 
+    /// The registry in the image's name, whichever hosts serve it.
+    pub(crate) fn domain(&self) -> &str {
+        self.reference.domain()
+    }
+
     /// Path of the repository.
     pub(super) fn repository(&self) -> &str {
         self.reference.path()

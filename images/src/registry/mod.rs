@@ -22,7 +22,7 @@ mod upload;
 pub(crate) use blob::Blob;
 pub(crate) use client::{Registry, Resolved};
 pub use credentials::{Credentials, CredentialsError};
-pub(crate) use downloads::Downloads;
+pub(crate) use downloads::{Downloads, RegistryDownloads};
 pub use error::RegistryError;
 pub(crate) use manifest::{Descriptor, Document, MAX_INDEX_DEPTH, MAX_MANIFEST, Manifest, candidates};
 pub(crate) use platform::Platform;

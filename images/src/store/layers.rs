@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::layer::{BlobExpectation, LayerError, LayerId};
-use crate::registry::{Blob, Descriptor, Registry, RegistryError};
+use crate::registry::{Blob, Descriptor, Registry, RegistryDownloads, RegistryError};
 
 use super::ImageStore;
 use super::error::StoreError;
@@ -60,8 +60,9 @@ impl ImageStore {
             }
             let (flight, started) = self.conversions.join(layer, || {
                 let (bytes, progress) = watch::channel(0);
+                let arriving = Arriving { bytes, downloads: self.downloads.of(registry.domain()) };
                 let blob = registry.blob(descriptor);
-                (progress, self.clone().convert(blob, descriptor.clone(), layer.clone(), bytes))
+                (progress, self.clone().convert(blob, descriptor.clone(), layer.clone(), arriving))
             });
             let progress = flight.progress().clone();
             let outcome = tokio::select! {
@@ -86,11 +87,11 @@ impl ImageStore {
         mut blob: Blob,
         descriptor: Descriptor,
         layer: LayerId,
-        bytes: watch::Sender<u64>,
+        arriving: Arriving,
     ) -> Outcome {
-        let _turn = self.downloads.begin().await.ok_or(LayerFailure::Cancelled)?;
+        let _turn = arriving.downloads.begin().await.ok_or(LayerFailure::Cancelled)?;
         loop {
-            let failure = match self.attempt(&mut blob, &descriptor, &layer, &bytes).await {
+            let failure = match self.attempt(&mut blob, &descriptor, &layer, &arriving).await {
                 Ok(staged) => {
                     self.staged.insert(&staged);
                     return Ok(staged);
@@ -111,7 +112,7 @@ impl ImageStore {
         blob: &mut Blob,
         descriptor: &Descriptor,
         layer: &LayerId,
-        bytes: &watch::Sender<u64>,
+        arriving: &Arriving,
     ) -> Outcome {
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let expectation = BlobExpectation {
@@ -125,7 +126,7 @@ impl ImageStore {
             let reader = ChunkReader { chunks, current: Bytes::new(), room: None, ended: false };
             store.stage_and_keep(reader, &expectation)
         });
-        let download = self.download(blob, sender, bytes).await;
+        let download = arriving.receive(blob, sender).await;
         match (conversion.await.map_err(|_| LayerFailure::Cancelled)?, download) {
             (Ok(staged), _) => Ok(staged),
             (Err(StageError::Content(LayerError::ReadBlob(_))), Err(download)) => {
@@ -135,13 +136,17 @@ impl ImageStore {
             (Err(StageError::Store(error)), _) => Err(LayerFailure::Store(error)),
         }
     }
+}
 
-    async fn download(
-        &self,
-        blob: &mut Blob,
-        sender: mpsc::Sender<Chunk>,
-        bytes: &watch::Sender<u64>,
-    ) -> Result<(), RegistryError> {
+/// A download that is under way.
+struct Arriving {
+    /// Told how many came.
+    bytes: watch::Sender<u64>,
+    downloads: RegistryDownloads,
+}
+
+impl Arriving {
+    async fn receive(&self, blob: &mut Blob, sender: mpsc::Sender<Chunk>) -> Result<(), RegistryError> {
         let mut received = 0;
         let mut waits = Waits::default();
         let ahead = Arc::new(Semaphore::new(BYTES_AHEAD));
@@ -153,7 +158,7 @@ impl ImageStore {
             };
             let (arrived, length) = (Instant::now(), chunk.len() as u64);
             received += length;
-            bytes.send_replace(received);
+            self.bytes.send_replace(received);
             let share = chunk.len().min(BYTES_AHEAD) as u32;
             let room = tokio::select! {
                 room = ahead.clone().acquire_many_owned(share) => room,
