@@ -74,7 +74,7 @@ async fn saved_logins_are_used_by_pull_and_push() {
     let (ok, error) = run(&hull, &[], &save);
     assert!(!ok && error.contains("as it came") && !saved.exists(), "{error}");
     let (ok, error) = run(&hull, &[("HOME", home.path())], &save);
-    assert!(ok, "{error}");
+    assert!(ok && error.contains(": fetched again, "), "{error}");
     let digests = || hull.json(&["inspect", &name])["status"]["repoDigests"].clone();
     let before = digests();
     assert!(before[0].as_str().unwrap().contains("@sha256:"), "{before}");

@@ -35,6 +35,6 @@ impl Export {
         let patience = client.endless();
         let call = client.hull.export_container(ContainerRequest { container });
         let chunks = answer(doing.clone(), patience, call).await?;
-        sink.take_all(&doing, chunks).await
+        sink.take_all(&doing, chunks, |_| {}).await
     }
 }

@@ -71,7 +71,7 @@ fn read_all(mut input: Box<dyn Read + Send>, sender: &mpsc::Sender<Chunk>) -> io
     loop {
         let mut bytes = Vec::with_capacity(CHUNK);
         input.by_ref().take(CHUNK as u64).read_to_end(&mut bytes)?;
-        if bytes.is_empty() || sender.blocking_send(Chunk { bytes }).is_err() {
+        if bytes.is_empty() || sender.blocking_send(Chunk { bytes, fetched: None }).is_err() {
             return Ok(());
         }
     }

@@ -21,7 +21,7 @@ const SHORT: usize = 13;
 
 /// The beginning of an id, long enough to name it on one node.
 pub(super) fn short_id(id: &str) -> &str {
-    let bare = id.strip_prefix("sha256:").unwrap_or(id);
+    let bare = id.strip_prefix("sha256:").or_else(|| id.strip_prefix("sha512:")).unwrap_or(id);
     bare.get(..SHORT).unwrap_or(bare)
 }
 

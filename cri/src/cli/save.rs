@@ -1,5 +1,6 @@
 //! `hull save`
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,9 +8,11 @@ use hull_images::Reference;
 
 use super::client::{Client, answer};
 use super::error::CliError;
+use super::output::{printable, short_id, size};
 use super::pull::Credentials;
 use super::sink::Sink;
 use crate::api::hull::SaveImagesRequest;
+use crate::api::hull::chunk::Fetched;
 
 /// Write images to a file
 ///
@@ -38,6 +41,10 @@ pub(super) struct Save {
     #[arg(long, value_name = "USER:PASSWORD", requires = "exact")]
     source_creds: Option<String>,
 
+    /// Do not tell of layers that are fetched again
+    #[arg(short, long)]
+    quiet: bool,
+
     /// References, ids, or beginnings of ids
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -63,7 +70,21 @@ impl Save {
         }
         let request = SaveImagesRequest { images: self.images, exact: self.exact, source_auths };
         let chunks = answer(doing.clone(), patience, client.hull.save_images(request)).await?;
-        sink.take_all(&doing, chunks).await
+        let is_live = !self.quiet && std::io::stderr().is_terminal();
+        sink.take_all(&doing, chunks, |fetched| show(fetched, self.quiet, is_live)).await
+    }
+}
+
+/// Tells how far a layer has come that is fetched again: on a terminal as it goes, else when it is here.
+fn show(fetched: &Fetched, quiet: bool, is_live: bool) {
+    let Fetched { layer, bytes, of } = fetched;
+    let layer = printable(short_id(layer));
+    let begin = if is_live { "\r\x1b[K" } else { "" };
+    match bytes == of {
+        _ if quiet => {}
+        true => eprintln!("{begin}{layer}: fetched again, {}", size(*of)),
+        false if is_live => eprint!("{begin}{layer}: {} of {}", size(*bytes), size(*of)),
+        false => {}
     }
 }
 

@@ -8,6 +8,7 @@ use tonic::Streaming;
 
 use super::error::CliError;
 use crate::api::hull::Chunk;
+use crate::api::hull::chunk::Fetched;
 
 /// A place for an archive.
 pub(super) enum Sink {
@@ -37,14 +38,18 @@ impl Sink {
         Ok(Self::File { out, path, unfinished })
     }
 
-    /// Writes all of an archive. Only then a file gets its name.
+    /// Writes all of an archive. Only then a file gets its name. What is told of layers that are fetched goes to `show`.
     pub(super) async fn take_all(
         &mut self,
         doing: &str,
         mut chunks: Streaming<Chunk>,
+        mut show: impl FnMut(&Fetched),
     ) -> Result<(), CliError> {
         let failed = |status| CliError::Call { doing: doing.to_owned(), status: Box::new(status) };
         while let Some(chunk) = chunks.message().await.map_err(failed)? {
+            if let Some(fetched) = &chunk.fetched {
+                show(fetched);
+            }
             self.write(&chunk.bytes).map_err(|error| CliError::local("write the archive", error))?;
         }
         match self {

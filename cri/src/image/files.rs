@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use hull_images::store::{LoadError, SaveError};
+use hull_images::store::{LoadError, SaveError, SaveProgress};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::check::received;
 use super::pull_image::credentials;
+use crate::api::hull::chunk::Fetched;
 use crate::api::hull::{Chunk, LoadedImage, SaveImagesRequest};
 use crate::runtime::{Error, Result, Runtime, blocking};
 
@@ -38,7 +39,16 @@ impl Runtime {
             blocking(move || images.save(&names)).await?
         };
         let saving = saving.map_err(save_error)?;
-        Ok(chunks(move |out| saving.write(out).map_err(save_error)).boxed())
+        let stream = chunks_and_more(move |out, more| {
+            let tell = |progress: SaveProgress| {
+                let SaveProgress { layer, bytes, of } = progress;
+                let fetched = Some(Fetched { layer: layer.to_string(), bytes, of });
+                // Whoever reads too slowly misses a step of progress, nothing else.
+                let _ = more.try_send(Ok(Chunk { bytes: Vec::new(), fetched }));
+            };
+            saving.write_and_tell(out, tell).map_err(save_error)
+        });
+        Ok(stream.boxed())
     }
 
     /// Images out of an archive. The stream begins when the archive is here, which needs as much disk.
@@ -72,10 +82,19 @@ impl Runtime {
 pub(super) fn chunks<F: FnOnce(&mut (dyn Write + Send)) -> Result<()> + Send + 'static>(
     write: F,
 ) -> impl Stream<Item = std::result::Result<Chunk, Status>> + Send + use<F> {
+    chunks_and_more(|out, _| write(out))
+}
+
+type Outgoing = mpsc::Sender<std::result::Result<Chunk, Status>>;
+
+/// The same; `write` may send chunks of its own in between.
+fn chunks_and_more<F: FnOnce(&mut (dyn Write + Send), &Outgoing) -> Result<()> + Send + 'static>(
+    write: F,
+) -> impl Stream<Item = std::result::Result<Chunk, Status>> + Send + use<F> {
     let (sender, receiver) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || {
         let mut out = BufWriter::with_capacity(CHUNK, Sender(sender.clone()));
-        let written = write(&mut out).and_then(|()| {
+        let written = write(&mut out, &sender).and_then(|()| {
             out.flush().map_err(|error| Error::Internal(format!("cannot send the archive: {error}")))
         });
         if let Err(error) = written {
@@ -85,12 +104,12 @@ pub(super) fn chunks<F: FnOnce(&mut (dyn Write + Send)) -> Result<()> + Send + '
     received(receiver)
 }
 
-struct Sender(mpsc::Sender<std::result::Result<Chunk, Status>>);
+struct Sender(Outgoing);
 
 impl Write for Sender {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = bytes.len().min(CHUNK);
-        let chunk = Chunk { bytes: bytes[..length].to_vec() };
+        let chunk = Chunk { bytes: bytes[..length].to_vec(), fetched: None };
         self.0.blocking_send(Ok(chunk)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         Ok(length)
     }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -19,7 +20,10 @@ use super::error::StoreError;
 use super::files::failed;
 use super::origins::{Compressed, Login, Lost};
 use super::push::{Known, contains};
-use super::save::{Blob, SaveError, Saved, Saving, Source, Wanted};
+use super::save::{Blob, SaveError, SaveProgress, Saved, Saving, Source, Wanted};
+
+/// Least time between two steps of progress of one layer.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How an image came to its manifest: the members of the same names of [`Saved`].
 #[derive(Default)]
@@ -119,8 +123,13 @@ impl ImageStore {
 }
 
 impl Fetching {
-    /// The blob, verified: the file that was kept, or one without a name. Blocking; not to be called by a task.
-    pub(super) fn fetch(&self, store: &ImageStore) -> Result<File, SaveError> {
+    /// The blob, verified: the file that was kept, or one without a name. Blocking; not to be called by a task. `tell`
+    /// hears how far one that is fetched has come.
+    pub(super) fn fetch(
+        &self,
+        store: &ImageStore,
+        tell: &mut dyn FnMut(SaveProgress),
+    ) -> Result<File, SaveError> {
         if let Some(kept) = store.verified(&self.descriptor) {
             return Ok(kept);
         }
@@ -129,7 +138,7 @@ impl Fetching {
         for origin in self.origins.iter() {
             let mut blob = Compressed::of_registry(origin.blob(&self.descriptor));
             loop {
-                match self.runtime.block_on(self.receive(&mut blob, &mut file, store)) {
+                match self.runtime.block_on(self.receive(&mut blob, &mut file, store, tell)) {
                     Ok(()) => return Ok(file),
                     Err(Failure::Store(error)) => return Err(error.into()),
                     Err(Failure::Origin(Lost::Failed(error))) => reasons.push(error.to_string()),
@@ -160,16 +169,22 @@ impl Fetching {
         blob: &mut Compressed,
         file: &mut File,
         store: &ImageStore,
+        tell: &mut dyn FnMut(SaveProgress),
     ) -> Result<(), Failure> {
         let kept = |source| Failure::Store(failed("write", store.files.layers())(source));
         file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(kept)?;
         let mut hasher = Hasher::new(self.descriptor.digest.algorithm());
-        let mut size = 0;
+        let (mut size, mut told) = (0, None::<Instant>);
         loop {
             let Some(piece) = blob.chunk().await.map_err(Failure::Origin)? else { break };
             size += piece.len() as u64;
             hasher.update(&piece);
             file.write_all(&piece).map_err(kept)?;
+            if size == self.descriptor.size || told.is_none_or(|told| told.elapsed() >= PROGRESS_INTERVAL) {
+                let Descriptor { digest, size: of, .. } = &self.descriptor;
+                tell(SaveProgress { layer: digest.clone(), bytes: size, of: *of });
+                told = Some(Instant::now());
+            }
         }
         match size == self.descriptor.size && hasher.finish() == self.descriptor.digest {
             true => Ok(()),

@@ -60,7 +60,7 @@ pub use names::LayerUsage;
 pub use new_image::{ImageChange, NewImage, NewImageError};
 pub use progress::PullProgress;
 pub use push::{PushError, PushOptions, PushProgress, Pushed};
-pub use save::{SaveError, Saving};
+pub use save::{SaveError, SaveProgress, Saving};
 
 /// The images of one node. Shared by `Arc`; every method may be called from any thread. Methods that are not `async`
 /// block for at most a disk sync (changes) or not at all (queries).

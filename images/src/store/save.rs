@@ -71,6 +71,17 @@ pub struct Saving {
     pub(super) _hold: LayerHold,
 }
 
+/// How far a layer has come that is fetched again, as it was not kept (only [`ImageStore::save_exactly`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveProgress {
+    /// Digest of the compressed bytes.
+    pub layer: Digest,
+    /// Bytes that are here. They may begin anew, when they come from another place.
+    pub bytes: u64,
+    /// All of them.
+    pub of: u64,
+}
+
 /// One image of an archive.
 pub(super) struct Saved {
     pub(super) image: Image,
@@ -181,6 +192,15 @@ impl ImageStore {
 impl Saving {
     /// Writes the archive to `out`, which should be buffered. Blocking.
     pub fn write(self, out: impl Write) -> Result<(), SaveError> {
+        self.write_and_tell(out, |_| {})
+    }
+
+    /// The same; `tell` hears of layers that are fetched. It is called by a task, and must not block.
+    pub fn write_and_tell(
+        self,
+        out: impl Write,
+        mut tell: impl FnMut(SaveProgress),
+    ) -> Result<(), SaveError> {
         let mut archive = Archive { writer: Writer::new(out), written: BTreeSet::new() };
         for directory in ["blobs", "blobs/sha256"] {
             archive.writer.entry(&entry(directory, Kind::Directory)).map_err(output)?;
@@ -189,7 +209,7 @@ impl Saving {
         for saved in &self.images {
             for layer in &saved.layers {
                 if archive.is_new(&layer.digest) {
-                    self.layer(&mut archive.writer, layer)?;
+                    self.layer(&mut archive.writer, layer, &mut tell)?;
                 }
             }
             let digest = Digest::sha256(&saved.manifest);
@@ -209,12 +229,17 @@ impl Saving {
         archive.writer.finish().map(drop).map_err(output)
     }
 
-    fn layer<W: Write>(&self, archive: &mut Writer<W>, blob: &Blob) -> Result<(), SaveError> {
+    fn layer<W: Write>(
+        &self,
+        archive: &mut Writer<W>,
+        blob: &Blob,
+        tell: &mut dyn FnMut(SaveProgress),
+    ) -> Result<(), SaveError> {
         let entry = entry(&blob_path(&blob.digest), Kind::File(blob.size));
         match &blob.source {
             Source::Archive(layer) => self.archive(archive, &entry, layer),
             Source::Registry(fetching) => {
-                let mut file = fetching.fetch(&self.store)?;
+                let mut file = fetching.fetch(&self.store, tell)?;
                 let read = |source| SaveError::Store(failed("read", self.store.files.layers())(source));
                 file.seek(SeekFrom::Start(0)).map_err(read)?;
                 archive.file(&entry, &mut file).map_err(output)

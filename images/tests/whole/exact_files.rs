@@ -60,7 +60,17 @@ async fn an_exact_file_has_every_blob_and_gives_every_digest_back() {
     // By its manifest's own digest, too.
     here.pull(&format!("{}/team/app@{}", registry.host(), digest(&original.manifest))).await.unwrap();
     let file = here.directory.path().join("exact.tar");
-    save(&here, &[&name], None, &file).await.unwrap();
+    let saving = here.store.save_exactly(&[name.clone()], &[None]).await.unwrap();
+    let (out, mut told) = (File::create(&file).unwrap(), Vec::new());
+    let writing = move || saving.write_and_tell(out, |step| told.push(step)).map(|()| told);
+    let told = tokio::task::spawn_blocking(writing).await.unwrap().unwrap();
+    // Each that is fetched is told of until it is here; the one that was not compressed is here.
+    let whole_ones: Vec<_> = told.iter().filter(|step| step.bytes == step.of).cloned().collect();
+    let compressed = original.layers.iter().filter(|layer| !layer.media_type.ends_with(".tar"));
+    let expected: Vec<_> = compressed.map(|layer| (digest(&layer.blob), layer.blob.len() as u64)).collect();
+    let seen: Vec<_> = whole_ones.iter().map(|step| (step.layer.to_string(), step.bytes)).collect();
+    assert_eq!(seen, expected);
+    assert!(told.iter().all(|step| step.bytes <= step.of), "{told:?}");
 
     let there = TestStore::new();
     let loaded = load(&there, &file);
