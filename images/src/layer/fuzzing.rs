@@ -6,6 +6,11 @@ use super::convert::Converted;
 use super::erofs::ImageReader;
 use super::stack::{StackLayer, overlaid};
 
+/// The content of a PAX extended header.
+pub fn pax(content: &[u8]) {
+    let _ = super::tar::read_extended_header(content);
+}
+
 /// Reads a converted layer's directories: whatever the archive was, they must be there.
 #[expect(clippy::expect_used, reason = "for fuzzing only: a failure is to be seen")]
 pub fn read_back(file: File, layer: &Converted) {

@@ -52,3 +52,12 @@ pub(crate) struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
 }
+
+/// Reads the content of an extended header as if an entry followed. For the fuzz targets.
+pub(super) fn read_extended_header(content: &[u8]) -> Result<(), &'static str> {
+    let mut records = pax::Records::default();
+    records.read(content)?;
+    assert!(records.xattrs.len() <= pax::MAX_XATTRS);
+    assert!(records.mtime.is_none_or(|mtime| mtime.nanoseconds < 1_000_000_000));
+    Ok(())
+}
