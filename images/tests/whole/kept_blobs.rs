@@ -256,7 +256,7 @@ async fn nothing_of_a_blob_stays_that_is_not_what_its_digest_says() {
     test.pull(&format!("{}/app:1", server.host())).await.unwrap_err();
     test.assert_nothing_left();
     let blobs = test.root().join("blobs");
-    for _ in 0..100 {
+    for _ in 0..1500 {
         if files(&blobs).len() == 2 {
             break;
         }

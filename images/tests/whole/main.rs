@@ -86,7 +86,7 @@ impl TestStore {
 
     /// Waits until no layer file is left: a cancelled conversion ends at its next read.
     fn assert_nothing_left(&self) {
-        for _ in 0..100 {
+        for _ in 0..1500 {
             if self.layer_files().is_empty() {
                 break;
             }

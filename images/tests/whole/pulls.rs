@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hull_images::{ImageStore, PullProgress, StoreError};
+use hull_images::{Credentials, ImageStore, PullErrorKind, PullProgress, StoreError};
 
 use crate::docker_registry::DockerRegistry;
 use crate::image::{Layer, OCI_INDEX, OCI_MANIFEST, Packing, TestImage, digest, index};
@@ -157,6 +157,40 @@ async fn identical_pulls_and_identical_layers_are_downloaded_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_with_other_credentials_is_not_joined() {
+    let image = TestImage::new(vec![Layer::noise("a", 200_000, 1)]);
+    let (layer, body) = (digest(&image.layers[0].blob), image.layers[0].blob.clone());
+    let server = Server::start(&[("app:1", &image)], move |request| {
+        if request.header("authorization") != "Basic bWU6c2VjcmV0" {
+            return Some(Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\""));
+        }
+        request.target.contains(&layer).then(|| Reply::ok(body.clone()).stall_after(100_000))
+    })
+    .await;
+    let test = TestStore::with(|config| config.progress_timeout = Duration::from_secs(60));
+    let name = reference(&format!("{}/app:1", server.host()));
+    let login = |password: &str| {
+        let (username, password) = ("me".to_owned(), password.to_owned());
+        Some(Credentials { username, password, ..Credentials::default() })
+    };
+    let others = async {
+        while server.count("GET", &digest(&image.layers[0].blob)) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The image is on its way, for one who may have it.
+        for credentials in [None, login("wrong")] {
+            let error = test.store.pull(&name, credentials, None).await.unwrap_err();
+            assert_eq!(error.kind(), PullErrorKind::Unauthorized, "{error}");
+        }
+    };
+    tokio::select! {
+        pulled = test.store.pull(&name, login("secret"), None) => panic!("{pulled:?}"),
+        () = others => {}
+    }
+    test.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_that_nobody_waits_for_leaves_nothing() {
     let image = TestImage::new(vec![Layer::noise("a", 200_000, 1), Layer::noise("b", 200_000, 2)]);
     let stalled = digest(&image.layers[1].blob);
@@ -171,8 +205,15 @@ async fn a_pull_that_nobody_waits_for_leaves_nothing() {
         let (store, name) = (test.store.clone(), name.clone());
         async move { store.pull(&name, None, None).await }
     });
-    let second = tokio::time::timeout(Duration::from_millis(150), test.store.pull(&name, None, None));
-    assert!(second.await.is_err());
+    let is_stalled = async {
+        while test.layer_files().is_empty() || server.count("GET", "/blobs/") < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        pulled = test.store.pull(&name, None, None) => panic!("{pulled:?}"),
+        () = is_stalled => {}
+    }
     assert!(!test.layer_files().is_empty(), "the other one still pulls");
     first.abort();
     test.assert_nothing_left();
