@@ -1,7 +1,9 @@
 //! What becomes of a machine when something dies at the wrong moment.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use hull_tests::daemon::Daemon;
 use hull_tests::image;
@@ -129,6 +131,69 @@ async fn a_machine_whose_server_of_volumes_died_unseen_is_not_taken_up() {
     pod.stop().await;
     pod.remove().await;
     ground.daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_falls_silent_is_given_up_and_nobody_elses() {
+    let Some(ground) = Ground::new().await else { return };
+    let (mut silent, mut other) = (ground.pod("silent").await, ground.pod("other").await);
+    let (doomed, safe) = (silent.start(ground.sleeper()).await, other.start(ground.sleeper()).await);
+    let vmm = vmm_of(&ground.daemon, &silent).await;
+
+    // Given a guest whose only processor does not go on, while its VMM is well
+    let mut held = Held::hold(processor_of(vmm));
+
+    // Then, after the 30 s that a guest may take (more on a busy machine),
+    eventually("the pod is not ready", patience(90), async || {
+        (silent.status().await.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+    })
+    .await;
+    let status = silent.ended(&doomed).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "GuestSilent"), "{}", status.message);
+    held.ends();
+    assert_eq!(other.output(&safe, &["echo", "alive"]).await, "alive\n");
+    for pod in [&mut silent, &mut other] {
+        pod.stop().await;
+        pod.remove().await;
+    }
+    assert_eq!(machines_of(&ground.daemon), Vec::<String>::new());
+    ground.daemon.finish().await;
+}
+
+/// The thread of the first processor of this VMM's guest.
+fn processor_of(vmm: Pid) -> i32 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", vmm.as_raw_nonzero())).unwrap().flatten();
+    let mut processors =
+        tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap() == "vcpu0\n");
+    processors.next().expect("a vcpu0").file_name().to_str().unwrap().parse().unwrap()
+}
+
+/// One thread of another process that is stopped, as a debugger does it, for the rest of its life.
+struct Held(Child);
+
+impl Held {
+    fn hold(thread: i32) -> Held {
+        let program = hull_tests::binaries::workspace().join("tests/clients/hold_thread.py");
+        let thread = thread.to_string();
+        let mut child =
+            Command::new("python3").arg(program).arg(thread).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        Held(child)
+    }
+
+    /// Waits until the thread has.
+    fn ends(&mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The one hull-virtiofsd below this cgroup.
