@@ -301,7 +301,22 @@ fn inodes(machine: &Machine, agent: &mut Agent, numbers: &mut Numbers) {
     let files = INODES as f64;
     numbers.add("hull-virtiofsd: bytes of an inode that was looked at", (private() - before) / files);
     numbers.add("hull-virtiofsd: descriptors of an inode that was looked at", (descriptors() - open) / files);
+
+    let (before, open) = (private(), descriptors());
+    run(agent, &HOLD.replace("DIRECTORY", "/host"));
+    numbers.add("hull-virtiofsd: bytes of an inode that is open", (private() - before) / HELD);
+    numbers.add("hull-virtiofsd: descriptors of an inode that is open", (descriptors() - open) / HELD);
 }
+
+/// Programs that hold HELD files open, each a thousand (file1000 to file1999, and so on), and stay.
+const HOLD: &str = "for thousand in 1 2 3; do
+    tail -n 0 -f -s 1000 DIRECTORY/file$thousand??? > /dev/null 2>&1 &
+    tails=\"$tails $!\"
+done
+for tail in $tails; do
+    until [ $(ls /proc/$tail/fd | wc -l) -ge 1003 ]; do kill -0 $tail || exit 1; usleep 100000; done
+done";
+const HELD: f64 = 3000.0;
 
 /// Lets a container have a directory of the host, by virtio-fs.
 fn share(machine: &mut Machine, agent: &mut Agent, container: &mut Container, host: &Path) {
