@@ -117,7 +117,8 @@ pub(super) async fn follow_sizes(
     mut sizes: tokio::sync::mpsc::Receiver<bytes::Bytes>,
 ) {
     let mut reader = SizeReader::default();
-    // A command in a machine begins once its streams have arrived there: until then it has no terminal.
+    // A command in a machine begins once its streams have arrived there. Until then an older agent knows no terminal of
+    // it; this one keeps the size for it.
     let mut tries = 0;
     let mut wanted = None;
     loop {
@@ -142,7 +143,7 @@ pub(super) async fn follow_sizes(
         };
         let call = request::Call::ResizeTerminal(call);
         match agent.order("resize a terminal", call, Slots::default()).await {
-            Err(SandboxError::Refused { code: messages::error::Code::NotFound, .. })
+            Err(SandboxError::Refused { code: messages::error::Code::FailedPrecondition, .. })
                 if exec != 0 && tries < TERMINAL_TRIES => {}
             Ok(()) => wanted = None,
             Err(error) => {

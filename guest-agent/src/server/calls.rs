@@ -67,7 +67,9 @@ impl Server {
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
             Some(Call::Attach(call)) => self.attach(&call, slots).map(done),
             Some(Call::StopExec(call)) => {
-                self.stop_exec(connection, call.exec_request);
+                if !self.stop_parked(connection, call.exec_request) {
+                    self.stop_exec(connection, call.exec_request);
+                }
                 Ok(done(()))
             }
             Some(Call::StopSandbox(_)) => return self.begin_stop(Some((connection, id))),
@@ -164,10 +166,13 @@ impl Server {
         Ok(())
     }
 
-    fn resize_terminal(&self, connection: u32, call: &ResizeTerminal) -> Result<(), CallError> {
+    fn resize_terminal(&mut self, connection: u32, call: &ResizeTerminal) -> Result<(), CallError> {
         let size =
             |number: u32| number.try_into().map_err(|_| CallError::invalid("a terminal's size fits 16 bits"));
         let (rows, columns) = (size(call.rows)?, size(call.columns)?);
+        if call.exec_request != 0 && self.resize_parked(connection, call) {
+            return Ok(());
+        }
         let container = self.container(&call.container_id)?;
         let terminal = if call.exec_request == 0 {
             container.terminal()

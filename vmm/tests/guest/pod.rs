@@ -6,8 +6,8 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use hull_agent::protocol::messages::{
-    AddVolume, Device, Dial, Forget, Measure, Measured, Ping, Range, Resize, Resources, StopSandbox,
-    add_volume, error::Code, request::Call, response::Outcome, slot::Kind,
+    AddVolume, Device, Dial, Forget, Measure, Measured, Ping, Range, Resize, ResizeTerminal, Resources,
+    StopSandbox, add_volume, error::Code, request::Call, response::Outcome, slot::Kind,
 };
 
 use crate::agent::{Agent, Container, exec};
@@ -149,6 +149,30 @@ fn execs(machine: &mut Machine, agent: &mut Agent) {
     shown.read_to_string(&mut text).unwrap();
     assert!(text.contains("/dev/pts/") && text.contains("got hello"), "{text:?}");
     assert!(matches!(agent.response(id), Outcome::ExecEnded(end) if end.exit_code == 0));
+
+    // One whose size is known before its streams have come begins with it.
+    let (keyboard, _typist) = machine.stream();
+    let mut call = exec("second", "stty size");
+    (call.stdin, call.stdout) = (Some(0), Some(1));
+    call.process.as_mut().unwrap().terminal = true;
+    let late = u64::MAX - 6;
+    let id = agent.send(Call::Exec(call), vec![Kind::Stream(keyboard), Kind::Stream(late)]);
+    let size = ResizeTerminal { container_id: "second".into(), rows: 33, columns: 77, exec_request: id };
+    agent.done(Call::ResizeTerminal(size), vec![]);
+    let (mut shown, mut text) = (machine.stream_called(late), String::new());
+    shown.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "33 77\r\n");
+    assert!(matches!(agent.response(id), Outcome::ExecEnded(end) if end.exit_code == 0));
+
+    // One that is stopped before they have come never begins.
+    let mut call = exec("second", "true");
+    call.stdout = Some(0);
+    let id = agent.send(Call::Exec(call), vec![Kind::Stream(u64::MAX - 7)]);
+    agent.done(Call::StopExec(hull_agent::protocol::messages::StopExec { exec_request: id }), vec![]);
+    match agent.response(id) {
+        Outcome::Error(error) => assert!(error.message.contains("was stopped before"), "{error:?}"),
+        other => panic!("{other:?}"),
+    }
 
     // A port of the pod.
     let server = exec("second", "while :; do echo pong | nc -l -p 8080; done");

@@ -20,7 +20,7 @@ use crate::guest::streams::{self, Streams};
 use crate::guest::volumes::Volumes;
 use crate::guest::{MAX_FRAME, boot};
 use crate::protocol::FrameReader;
-use crate::protocol::messages::Request;
+use crate::protocol::messages::{Request, ResizeTerminal, request::Call};
 use archive::Archiving;
 use relays::Relay;
 pub(super) use relays::pipes_for;
@@ -160,6 +160,35 @@ impl Server {
             let Parked { connection, id, request, .. } = machine.parked.remove(index);
             self.call_in_guest(connection, id, request);
         }
+    }
+
+    /// Takes back a command that still waits for its streams; false if there is none.
+    pub(super) fn stop_parked(&mut self, connection: u32, exec: u64) -> bool {
+        let Some(machine) = &mut self.guest else { return false };
+        let is_it = |parked: &Parked| {
+            parked.connection == connection
+                && parked.id == exec
+                && matches!(parked.request.call, Some(Call::Exec(_)))
+        };
+        let Some(index) = machine.parked.iter().position(is_it) else { return false };
+        machine.parked.remove(index);
+        let error = CallError::precondition("the command was stopped before its streams had come");
+        self.connections.respond(connection, exec, error.into_outcome(), &self.poll);
+        true
+    }
+
+    /// Gives the terminal of a command that still waits for its streams the size that it begins with; false if there is
+    /// no such command.
+    pub(super) fn resize_parked(&mut self, connection: u32, call: &ResizeTerminal) -> bool {
+        let parked = self.guest.iter_mut().flat_map(|machine| machine.parked.iter_mut());
+        let mut parked = parked.filter(|one| one.connection == connection && one.id == call.exec_request);
+        let exec = parked.next().and_then(|one| match &mut one.request.call {
+            Some(Call::Exec(exec)) if exec.container_id == call.container_id => exec.process.as_mut(),
+            _ => None,
+        });
+        let Some(process) = exec.filter(|process| process.terminal) else { return false };
+        (process.terminal_rows, process.terminal_columns) = (call.rows, call.columns);
+        true
     }
 
     pub(super) fn check_guest(&mut self, now: Instant) {
