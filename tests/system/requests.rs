@@ -331,3 +331,40 @@ async fn a_seccomp_profile_that_does_not_parse_leaves_nothing_behind() {
     pod.start(container_config("main", &name, &["/bin/true"])).await;
     daemon.finish().await;
 }
+
+/// An evented kubelet compares these times with those of events, and asks for nothing but this.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_status_has_its_containers_and_when_that_was() {
+    let registry = Registry::start();
+    let name = registry.push("busybox", "v1", &image::busybox());
+    let daemon = Daemon::start().await;
+    daemon.pull(&name).await;
+    let mut pod = Pod::run(&daemon, pod_config(&daemon, "status")).await;
+    let runs = pod.start(container_config("runs", &name, &["/bin/sleep", "1000"])).await;
+    let ended = pod.start(container_config("ended", &name, &["/bin/sh", "-c", "exit 9"])).await;
+    pod.ended(&ended).await;
+    let look = async || {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+        pod.client().pod_sandbox_status(request).await.unwrap().into_inner()
+    };
+    let first = look().await;
+    let mut states: Vec<_> = first
+        .containers_statuses
+        .iter()
+        .map(|status| (status.id.clone(), status.state(), status.exit_code))
+        .collect();
+    states.sort();
+    let mut wanted = vec![
+        (runs, cri::ContainerState::ContainerRunning, 0),
+        (ended, cri::ContainerState::ContainerExited, 9),
+    ];
+    wanted.sort();
+    assert_eq!(states, wanted);
+    assert!(first.timestamp > first.status.unwrap().created_at);
+    // A machine's clock may be a little ahead.
+    if !hull_tests::microvm::by_default() {
+        assert!(first.containers_statuses.iter().all(|status| first.timestamp > status.finished_at));
+    }
+    assert!(look().await.timestamp > first.timestamp);
+    daemon.finish().await;
+}

@@ -47,22 +47,15 @@ async fn every_version_of_the_remote_command_protocol_tells_how_a_command_ended(
         }
     }
     // Sizes of the terminal came with v3
-    let url = case
-        .exec("read line; stty size", |request| {
-            request.stdin = true;
-            request.tty = true;
-        })
-        .await;
+    let script = "until stty size | grep -q '17 91'; do sleep 0.1; done; echo sized";
+    let url = case.exec(script, |request| request.tty = true).await;
     let mut spdy = Spdy::connect(&url, "v3.channel.k8s.io").await;
     spdy.writer.kind("error").await;
-    let stdin = spdy.writer.kind("stdin").await;
     let stdout = spdy.writer.kind("stdout").await;
     let resize = spdy.writer.kind("resize").await;
     spdy.writer.send(resize, false, br#"{"Width":91,"Height":17}"#).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    spdy.writer.send(stdin, false, b"\n").await;
-    let shown = text(&spdy.everything().await[&stdout].bytes);
-    assert!(shown.contains("17 91"), "{shown:?}");
+    let shown = tokio::time::timeout(hull_tests::patience(20), spdy.everything()).await;
+    assert_eq!(text(&shown.expect("the size arrives")[&stdout].bytes).trim(), "sized");
     case.daemon.finish().await;
 }
 
