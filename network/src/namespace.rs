@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use crate::NetworkError;
 use crate::ledger::file_error;
 
-const OWN: &str = "/proc/thread-self/ns/net";
+/// That of the calling thread.
+pub(crate) const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Runs `before` on a fresh thread, then moves it into a network namespace (`given`, or a new one), pins that at `pin`,
 /// and runs `inside` there with the namespace's descriptor and what `before` returned. The thread ends afterwards.

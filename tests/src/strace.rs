@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// strace on a running process and everything that it starts from now on. Dropped, it lets go of them.
+/// strace on a running process, its children, and everything that they start from now on. Dropped, it lets go of them.
 pub struct Strace {
     process: Child,
     output: PathBuf,
@@ -34,21 +34,22 @@ impl Strace {
     /// Attaches to `pid`; `directory` is for its output.
     pub async fn attach(pid: u32, directory: &Path) -> Strace {
         let output = directory.join("strace");
+        let traced: Vec<u32> = std::iter::once(pid).chain(children(pid)).collect();
         let process = Command::new("strace")
-            .args(["-f", "-y", "-s", "0", "-p", &pid.to_string(), "-o"])
+            .args(["-f", "-y", "-s", "0"])
+            .args(traced.iter().flat_map(|pid| ["-p".to_owned(), pid.to_string()]))
+            .arg("-o")
             .arg(&output)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("strace is installed");
-        let all_traced = || {
-            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-            let traced = threads.flatten().all(|thread| {
-                let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-                !status.contains("TracerPid:\t0\n")
-            });
-            traced.then_some(())
+        let is_traced = |pid: &u32| {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let mut states = threads.map(|thread| std::fs::read_to_string(thread.path().join("status")));
+            states.all(|status| !status.unwrap_or_default().contains("TracerPid:\t0\n"))
         };
+        let all_traced = || traced.iter().all(is_traced).then_some(());
         crate::eventually("strace is attached", crate::patience(20), async || all_traced()).await;
         let mut strace = Strace { process, output, read: 0 };
         strace.effort(directory).await;
@@ -65,6 +66,14 @@ impl Strace {
         self.read += file.read_to_string(&mut text).unwrap() as u64;
         Effort::of(&text, &directory.display().to_string())
     }
+}
+
+/// The processes that `pid` has started and that still run.
+pub fn children(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists =
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<u32>>()).collect()
 }
 
 impl Drop for Strace {

@@ -6,11 +6,14 @@ use hull_tests::image;
 use hull_tests::microvm;
 use hull_tests::pod::{Pod, container_config, networked_pod_config, pod_config};
 use hull_tests::registry::Registry;
-use hull_tests::strace::{Effort, Strace};
+use hull_tests::strace::{Effort, Strace, children};
 use k8s_cri::v1::PodSandboxConfig;
 
 /// Pods over which is averaged.
 const PODS: usize = 4;
+
+/// Agents that hulld starts in advance (`cri/src/sandbox/prepared.rs`).
+const PREPARED: usize = 4;
 
 /// What may be done for one pod.
 struct Bound {
@@ -50,6 +53,9 @@ async fn life(
     let container = warm.start(sleep("main")).await;
     warm.exec(&container, &["/bin/true"]).await;
 
+    // Each pod takes one that is there, and has one made in its place.
+    let prepared = async || (children(daemon.pid()).len() == PREPARED).then_some(());
+    hull_tests::eventually("agents are prepared", hull_tests::patience(20), prepared).await;
     let mut strace = Strace::attach(daemon.pid(), &daemon.path("")).await;
     let root = daemon.root();
     let mut pods = Vec::new();

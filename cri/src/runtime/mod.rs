@@ -190,7 +190,7 @@ impl Runtime {
         let layout = hull_agent::cgroup::discover()?;
         let program = find_agent(&config)?;
         let systemd = systemd(config.cgroup.driver, &layout).await?;
-        let launcher = ProcessLauncher::new(program, Arc::clone(&images), layout.clone())?;
+        let launcher = ProcessLauncher::new(program, &config.state, Arc::clone(&images), layout.clone())?;
         let launcher: Arc<dyn Launcher> = Arc::new(launcher.with_systemd(systemd.clone()));
         let launchers = launchers(&config, &launcher, &images, &layout, systemd.as_ref())?;
         let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use hull_agent::protocol::messages::{self, request};
 use tokio::time::Instant;
 
@@ -51,10 +52,17 @@ impl Runtime {
             container.asked_to_stop.store(asked.is_ok(), Ordering::SeqCst);
             asked?;
         }
-        tokio::select! {
-            biased;
-            () = &mut over => return Ok(()),
-            () = container.wait_stop_deadline() => {}
+        // A timer takes a millisecond even if it has passed.
+        let is_over = match grace.is_zero() {
+            true => over.as_mut().now_or_never().is_some(),
+            false => tokio::select! {
+                biased;
+                () = &mut over => true,
+                () = container.wait_stop_deadline() => false,
+            },
+        };
+        if is_over {
+            return Ok(());
         }
         self.signal(container, SIGKILL, true).await?;
         match tokio::time::timeout(DEATH, over).await {

@@ -8,6 +8,7 @@ pub mod agent;
 mod connection;
 pub mod error;
 pub mod microvm;
+mod prepared;
 pub mod process;
 pub mod reach;
 pub mod source;

@@ -4,11 +4,10 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +17,13 @@ use hull_agent::protocol::messages::{self, request, response};
 use hull_agent::sandbox::{IdMap, PodNamespaces};
 use hull_images::ImageStore;
 
+use super::prepared::{self, Prepared, Program};
 use super::source::{clone_tree, open_host_tree, open_log, open_own, open_tasks};
 use super::{
     Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,
     SandboxError, Slots, Source, user_namespace,
 };
 use crate::api::runtime::PodSandboxConfig;
-use crate::server::descriptors;
 use crate::stats::disk::Occupied;
 use crate::stats::{self, PodUsage, Subject};
 use crate::systemd::{Systemd, slice};
@@ -41,6 +40,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Runs pods as processes of the host.
 pub struct ProcessLauncher {
     program: PathBuf,
+    prepared: Arc<Prepared>,
     images: Arc<ImageStore>,
     layout: messages::CgroupLayout,
     hierarchies: Arc<Hierarchies>,
@@ -48,14 +48,17 @@ pub struct ProcessLauncher {
 }
 
 impl ProcessLauncher {
-    /// `program` is hull-agent; `layout` says where the cgroup hierarchies are.
+    /// `program` is hull-agent; `state` is the directory in which pods have theirs; `layout` says where the cgroup
+    /// hierarchies are. Must be called inside the runtime.
     pub fn new(
         program: PathBuf,
+        state: &Path,
         images: Arc<ImageStore>,
         layout: messages::CgroupLayout,
     ) -> Result<Self, SandboxError> {
         let hierarchies = Hierarchies::open(&layout).map_err(cgroup("open the hierarchies of"))?;
-        Ok(Self { program, images, layout, hierarchies: Arc::new(hierarchies), systemd: None })
+        let prepared = Prepared::new(&program, state);
+        Ok(Self { program, prepared, images, layout, hierarchies: Arc::new(hierarchies), systemd: None })
     }
 
     /// Slices are systemd's.
@@ -68,43 +71,23 @@ impl ProcessLauncher {
         self.systemd.clone().filter(|_| slice::is_slice(cgroup_parent))
     }
 
-    /// The socket to an agent's program, and its number.
-    fn spawn(&self, place: &Place) -> Result<(UnixStream, u32), SandboxError> {
+    /// A running program for the pod's agent.
+    fn spawn(&self, place: &Place) -> Result<Program, SandboxError> {
         let directory = &place.directory;
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(SandboxError::host("make the pod's directory", directory))?;
         let log = directory.join(LOG);
+        if let Some(program) = self.prepared.take(&log) {
+            return Ok(program);
+        }
         let log = fs::OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&log)
             .map_err(SandboxError::host("open the agent's log", &log))?;
-        let failed = |source| SandboxError::Spawn { program: self.program.clone(), source };
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        // Only what posix_spawn can do: no code of ours runs between fork and exec.
-        let mut child = tokio::process::Command::new(&self.program)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .env_clear()
-            .current_dir("/")
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        // It waits for its first request, so nothing of the pod has hulld's own limit by then.
-        let pid = child.id();
-        descriptors::restore_for(pid);
-        let id = place.id.clone();
-        tokio::spawn(async move {
-            match child.wait().await {
-                Ok(status) if status.success() => {}
-                // Whoever waits for the agent reports what that means; an unused one ends like this, too.
-                Ok(status) => tracing::debug!(pod = %id, %status, "the agent's first process failed"),
-                Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the agent's first process"),
-            }
-        });
-        Ok((ours, pid.unwrap_or_default()))
+        prepared::start(&self.program, log)
+            .map_err(|source| SandboxError::Spawn { program: self.program.clone(), source })
     }
 }
 
@@ -129,7 +112,7 @@ impl Launcher for ProcessLauncher {
     }
 
     fn begin(&self, place: &Place, _config: &PodSandboxConfig) -> Result<Box<dyn Nascent>, SandboxError> {
-        let (socket, pid) = self.spawn(place)?;
+        let Program { socket, pid } = self.spawn(place)?;
         let owner = self.owner(&place.cgroup_parent);
         let (hierarchies, layout) = (Arc::clone(&self.hierarchies), self.layout.clone());
         Ok(Box::new(Newborn { socket, pid, place: place.clone(), layout, hierarchies, owner }))

@@ -16,6 +16,8 @@ use crate::protocol::messages::{DeviceRule, Resources};
 
 /// How long [`Leaf::remove`] waits for killed processes to be gone.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+/// Its first look again: an agent that has said its last word takes some tenths of a millisecond to be gone.
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
 
 /// One cgroup below the pod's, in every hierarchy.
 #[derive(Debug)]
@@ -186,7 +188,7 @@ impl Leaf {
     /// seconds for dying processes. An event loop uses [`Self::try_remove`] with a timer of its own.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let start = Instant::now();
-        let mut pause = Duration::from_millis(1);
+        let mut pause = FIRST_PAUSE;
         while !self.try_remove()? {
             let waited = start.elapsed();
             if waited >= REMOVE_PATIENCE {

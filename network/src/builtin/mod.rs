@@ -6,6 +6,7 @@
 
 mod address;
 mod bridge;
+mod fresh;
 mod host_port;
 mod link;
 mod marks;
@@ -25,6 +26,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use self::address::Pool;
 use self::bridge::Bridge;
+use self::fresh::Fresh;
 pub(crate) use self::host_port::HostPort;
 use self::link::Plan;
 use self::marks::Marks;
@@ -48,6 +50,7 @@ pub(crate) struct Builtin {
     base: Arc<RwLock<Option<Bridge>>>,
     reaper: Arc<Reaper>,
     filter: Arc<Filter>,
+    fresh: Arc<Fresh>,
 }
 
 /// The one socket for the packet filter, opened with first use in the daemon's own network namespace. It stays open:
@@ -90,6 +93,7 @@ impl Builtin {
             base: Arc::default(),
             reaper: Arc::default(),
             filter: Arc::default(),
+            fresh: Fresh::new(),
         });
         let released = builtin.ledger.all().into_iter().filter(|record| record.released);
         for record in released.filter(|record| matches!(record.kind, Kind::Builtin(_))) {
@@ -123,7 +127,7 @@ impl Builtin {
         let (filter, table, of_pod) = (self.filter.clone(), self.marks.bridge.clone(), addresses.clone());
         namespace::make(
             pin,
-            given_namespace,
+            given_namespace.or_else(|| self.fresh.take()),
             || Ok(Socket::route()?),
             move |host, namespace| {
                 link::connect(&plan, &host, namespace)?;

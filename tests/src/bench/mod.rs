@@ -1,6 +1,7 @@
 mod chart;
 mod options;
 mod peer;
+mod pod_cgroup;
 mod processes;
 mod report;
 mod usage;

@@ -3,6 +3,7 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{self as cri};
 use tonic::transport::{Channel, Endpoint};
 
+use super::pod_cgroup::PodCgroup;
 use super::{Named, Network};
 
 /// One CRI runtime under measurement. Any failure ends the program: a number without the work behind it is no number.
@@ -14,11 +15,13 @@ pub struct Peer {
     socket: String,
     handler: String,
     logs: std::sync::Arc<tempfile::TempDir>,
+    cgroup: std::sync::Arc<(String, PodCgroup)>,
 }
 
 impl Peer {
     pub async fn connect(named: &Named) -> Peer {
         let name = &named.name;
+        let cgroup = format!("hull-bench-{name}-{}", std::process::id());
         let socket = named.socket.trim_start_matches("unix://").to_owned();
         let channel = Peer::try_connect(&socket).await;
         let channel = channel.unwrap_or_else(|error| panic!("{name} at {socket}: {error}"));
@@ -30,6 +33,7 @@ impl Peer {
             socket,
             handler: named.handler.clone(),
             logs: std::sync::Arc::new(tempfile::tempdir().expect("a directory for logs")),
+            cgroup: std::sync::Arc::new((format!("/{cgroup}"), PodCgroup::make(&cgroup))),
         }
     }
 
@@ -65,7 +69,7 @@ impl Peer {
             hostname: if network == Network::Own { name.to_owned() } else { String::new() },
             log_directory: self.logs.path().join(name).display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/hull-bench-{}-{}", self.name, std::process::id()),
+                cgroup_parent: self.cgroup.0.clone(),
                 security_context: Some(cri::LinuxSandboxSecurityContext {
                     namespace_options: Some(namespaces(network)),
                     ..Default::default()

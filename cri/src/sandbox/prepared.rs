@@ -1,0 +1,232 @@
+//! Agents' programs that run before anybody asks for their pods: to start one takes longer than all else that
+//! RunPodSandbox does.
+//!
+//! A prepared program waits for its first request and knows of no pod. It is nobody's to clear up: when hulld lets go of
+//! its socket, however hulld ends, it ends. Its log has no name until the program is given to a pod.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, OFlags};
+use tokio::sync::Notify;
+
+use crate::server::descriptors;
+
+/// How many wait: the pods that a node gets at once, and what they cost an idle one, some 100 KiB each.
+const COUNT: usize = 4;
+/// From the first use to the making of new ones, so that these are not made beside the start that used it.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A running program that does not know yet which pod it is for. Dropped, it ends by itself.
+#[derive(Debug)]
+pub(super) struct Program {
+    /// Its standard input.
+    pub(super) socket: UnixStream,
+    /// Its number.
+    pub(super) pid: u32,
+}
+
+/// Starts `program`, which writes what it has to say to `log`.
+pub(super) fn start(program: &Path, log: fs::File) -> io::Result<Program> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // Only what posix_spawn can do: no code of ours runs between fork and exec.
+    let mut child = tokio::process::Command::new(program)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .env_clear()
+        .current_dir("/")
+        .process_group(0)
+        .spawn()?;
+    // It waits for its first request, so nothing of the pod has hulld's own limit by then.
+    let pid = child.id();
+    descriptors::restore_for(pid);
+    tokio::spawn(async move {
+        match child.wait().await {
+            Ok(status) if status.success() => {}
+            // Whoever waits for the agent reports what that means; an unused one ends like this, too.
+            Ok(status) => tracing::debug!(pid, %status, "an agent's first process failed"),
+            Err(error) => tracing::warn!(pid, %error, "cannot wait for an agent's first process"),
+        }
+    });
+    Ok(Program { socket: ours, pid: pid.unwrap_or_default() })
+}
+
+/// Programs that wait for pods.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    program: PathBuf,
+    /// On the file system of the pods' directories.
+    state: PathBuf,
+    waiting: Mutex<Vec<Waiting>>,
+    used: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    program: Program,
+    log: fs::File,
+    version: Version,
+}
+
+/// Tells a program from another one that was installed in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(program: &Path) -> io::Result<Self> {
+        let facts = fs::metadata(program)?;
+        let changed = (facts.ctime(), facts.ctime_nsec());
+        Ok(Self { device: facts.dev(), inode: facts.ino(), changed })
+    }
+}
+
+impl Prepared {
+    /// None wait before the first was asked for: a node may have machines only. Must be called inside the runtime.
+    pub(super) fn new(program: &Path, state: &Path) -> Arc<Self> {
+        let used = Arc::new(Notify::new());
+        let (program, state) = (program.to_owned(), state.to_owned());
+        let prepared = Arc::new(Self { program, state, waiting: Mutex::default(), used: Arc::clone(&used) });
+        let weak = Arc::downgrade(&prepared);
+        tokio::spawn(async move {
+            loop {
+                used.notified().await;
+                tokio::time::sleep(PAUSE).await;
+                // Whoever drops them wakes this task.
+                let Some(prepared) = weak.upgrade() else { return };
+                if let Err(error) = prepared.fill() {
+                    tracing::debug!(%error, "no agent is prepared; each starts when it is needed");
+                }
+            }
+        });
+        prepared
+    }
+
+    /// A program that waits, with its log at `log`, a path below `state`. `None`: there is none, and one has to be started.
+    pub(super) fn take(&self, log: &Path) -> Option<Program> {
+        self.used.notify_one();
+        let version = Version::of(&self.program).ok()?;
+        loop {
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if waiting.version == version {
+                return give_name(&waiting.log, log).ok().map(|()| waiting.program);
+            }
+        }
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        let version = Version::of(&self.program)?;
+        let missing = || {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|waiting| waiting.version == version);
+            COUNT.saturating_sub(waiting.len())
+        };
+        for _ in 0..missing() {
+            let log = nameless(&self.state)?;
+            let program = start(&self.program, log.try_clone()?)?;
+            let waiting = Waiting { program, log, version };
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.used.notify_one();
+    }
+}
+
+/// A file that is gone with its last descriptor, unless it gets a name.
+fn nameless(directory: &Path) -> io::Result<fs::File> {
+    let flags = (OFlags::TMPFILE | OFlags::APPEND).bits();
+    fs::OpenOptions::new().write(true).mode(0o600).custom_flags(flags.cast_signed()).open(directory)
+}
+
+fn give_name(file: &fs::File, path: &Path) -> io::Result<()> {
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// A program that says who it is and waits, as an agent does, until its socket is closed.
+    fn program(directory: &Path, says: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = directory.join("program");
+        let new = directory.join("program.new");
+        fs::write(&new, format!("#!/bin/sh\necho {says} >&2\nread -r line\n")).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(new, &path).unwrap();
+        path
+    }
+
+    async fn taken(prepared: &Prepared, log: &Path) -> Program {
+        for _ in 0..1000 {
+            if let Some(program) = prepared.take(log) {
+                return program;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("none is prepared");
+    }
+
+    async fn becomes(log: &Path, wanted: &str) {
+        for _ in 0..1000 {
+            if fs::read_to_string(log).unwrap() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{}", fs::read_to_string(log).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_prepared_program_writes_into_the_log_of_the_pod_that_it_is_given_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let prepared = Prepared::new(&program(directory.path(), "first"), directory.path());
+        let log = directory.path().join("agent.log");
+        assert!(prepared.take(&log).is_none(), "none is made before one was needed");
+
+        let mut one = taken(&prepared, &log).await;
+        becomes(&log, "first\n").await;
+        // Where a log is already, whoever asks starts another
+        assert!(prepared.take(&log).is_none());
+        // And it ends when it is told so, or its socket is closed
+        one.socket.write_all(b"\n").unwrap();
+        let _ = one.socket.read(&mut [0]);
+        for _ in 0..1000 {
+            if !Path::new(&format!("/proc/{}", one.pid)).exists() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} still runs", one.pid);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_was_replaced_is_given_to_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let prepared = Prepared::new(&program(directory.path(), "old"), directory.path());
+        drop(taken(&prepared, &directory.path().join("one")).await);
+        // When another is installed
+        program(directory.path(), "new");
+        let log = directory.path().join("two");
+        let _two = taken(&prepared, &log).await;
+        becomes(&log, "new\n").await;
+    }
+}
