@@ -116,13 +116,13 @@ impl Place {
         mount::set_attributes_at(CWD, c"/", true, &private)?;
         let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
-            mount::fsconfig_set_string(&context, key, &self.directory.join(name))?;
+            mount::fsconfig_set_string(&context, key, self.directory.join(name))?;
         }
         mount::fsconfig_set_flag(&context, "volatile")?;
         mount::fsconfig_create(&context)?;
         let overlay = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        mount::move_mount(&overlay, "", CWD, &self.directory.join("root"), flags)?;
+        mount::move_mount(&overlay, "", CWD, self.directory.join("root"), flags)?;
         rustix::process::fchdir(&overlay)?;
         mount::pivot_root(".", ".")?;
         mount::unmount(".", mount::UnmountFlags::DETACH)?;

@@ -168,13 +168,22 @@ fn processes() -> BTreeSet<String> {
         if is_others || is_dead_child_of_init(&pid) {
             continue;
         }
-        if matches!(program, "hull-agent" | "hulld" | "hull-vmm" | "hull-virtiofsd")
-            || group.contains("hull-e2e")
-        {
+        let is_pods = group.contains("hull-e2e");
+        if program == "hull-agent" && !is_pods && is_child_of_hulld(&pid) {
+            continue;
+        }
+        if matches!(program, "hull-agent" | "hulld" | "hull-vmm" | "hull-virtiofsd") || is_pods {
             found.insert(format!("{pid} {command}"));
         }
     }
     found
+}
+
+/// One that waits for a pod belongs to its hulld as a thread does, and ends with it.
+fn is_child_of_hulld(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)).unwrap_or_default();
+    fs::read_to_string(format!("/proc/{parent}/comm")).is_ok_and(|name| name == "hulld\n")
 }
 
 /// proc(5), /proc/PID/stat: state and parent follow the name in parentheses.

@@ -54,10 +54,11 @@ impl Fresh {
                 // Whoever drops them wakes this task.
                 let Some(fresh) = weak.upgrade() else { return };
                 idle = aged;
-                let filled = match aged {
-                    true => Ok(fresh.drop_older_than(Duration::ZERO)),
-                    false => blocking(move || fresh.fill()).await,
-                };
+                if aged {
+                    fresh.drop_older_than(Duration::ZERO);
+                    continue;
+                }
+                let filled = blocking(move || fresh.fill()).await;
                 if let Err(error) = filled {
                     tracing::debug!(%error, "no network namespace is made in advance");
                 }
