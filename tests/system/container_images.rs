@@ -67,6 +67,11 @@ async fn a_container_becomes_an_image_that_runs_elsewhere() {
     ]);
     assert!(made.starts_with("sha256:"), "{made}");
     hull.ok(&["exec", "maker", "true"]);
+    // Not even for a moment, if that is asked for; by id, and by the beginning of it
+    for end in [71, 20] {
+        let running = hull.ok(&["commit", "--no-pause", "-m", "running", "maker"]);
+        hull.ok(&["rmi", &running.trim()[..end]]);
+    }
     let history = hull.ok(&["history", "example.com/made:1"]);
     assert!(history.lines().nth(1).unwrap().ends_with("a test"), "{history}");
     let error = hull.fails(125, &["commit", "-c", "RUN make", "maker"]);

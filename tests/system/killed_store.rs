@@ -1,7 +1,8 @@
 //! hulld is killed at random instants of everything that it does with images: after each of them the store is whole,
 //! nothing is left over, and what was interrupted works.
 //!
-//! HULL_STORE_KILLS says how often, HULL_KILL_SEED makes a run's choices come again.
+//! HULL_STORE_KILLS says how often, HULL_KILL_SEED makes a run's choices come again. Each daemon keeps blobs or does not, as
+//! it comes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,20 +29,24 @@ enum Work {
     Remove,
     Load,
     Save,
+    SaveExactly,
     Commit,
     Push,
+    PushExactly,
     Prune,
     Repair,
 }
 
-const WORKS: [Work; 9] = [
+const WORKS: [Work; 11] = [
     Work::Pull,
     Work::PullBoth,
     Work::Remove,
     Work::Load,
     Work::Save,
+    Work::SaveExactly,
     Work::Commit,
     Work::Push,
+    Work::PushExactly,
     Work::Prune,
     Work::Repair,
 ];
@@ -73,6 +78,8 @@ struct Ground {
     ids: [String; 2],
     /// Both in one file.
     archive: String,
+    /// Whether the daemon that runs keeps blobs.
+    keeps_blobs: bool,
     /// How long each work took when it was left alone.
     typical: [Duration; WORKS.len()],
 }
@@ -83,7 +90,7 @@ impl Ground {
         let registry = Registry::start();
         let one = registry.push("team/one", "1", &heavy(&mut chance));
         let two = registry.push("team/two", "1", &heavy(&mut chance));
-        let daemon = Daemon::start().await;
+        let daemon = Daemon::start_with("mode = \"builtin\"\n", "[image]\nkeep_blobs = true\n").await;
         let hull = Hull::of(&daemon);
         let ids = [&one, &two].map(|name| {
             hull.ok(&["pull", name]);
@@ -103,7 +110,8 @@ impl Ground {
         .await;
         let names = [one, two];
         let typical = [Duration::from_millis(100); WORKS.len()];
-        let mut ground = Ground { daemon, hull, chance, registry, names, ids, archive, typical };
+        let keeps_blobs = true;
+        let mut ground = Ground { daemon, hull, chance, registry, names, ids, archive, keeps_blobs, typical };
         for work in WORKS {
             ground.prepare(work);
             let begun = Instant::now();
@@ -123,6 +131,7 @@ impl Ground {
         std::thread::sleep(delay);
         self.daemon.kill();
         let interrupted = !working.wait().unwrap().success();
+        self.choose_whether_blobs_are_kept();
         self.daemon.restart().await;
         self.whole();
         // What was interrupted works now.
@@ -149,6 +158,17 @@ impl Ground {
         interrupted
     }
 
+    /// Mostly they are: that is more to be interrupted.
+    fn choose_whether_blobs_are_kept(&mut self) {
+        let keeps = self.chance.below(4) > 0;
+        let path = self.daemon.path("hull.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let line = |keeps| format!("keep_blobs = {keeps}\n");
+        assert!(text.contains(&line(self.keeps_blobs)), "{text}");
+        fs::write(&path, text.replace(&line(self.keeps_blobs), &line(keeps))).unwrap();
+        self.keeps_blobs = keeps;
+    }
+
     fn prepare(&self, work: Work) {
         let gone = |name: &String| {
             if !self.hull.ok(&["images", "-q", name]).is_empty() {
@@ -159,8 +179,8 @@ impl Ground {
         match work {
             Work::Pull => gone(&self.names[0]),
             Work::PullBoth | Work::Load => self.names.iter().for_each(gone),
-            Work::Remove | Work::Push => here(&self.names[0]),
-            Work::Save | Work::Prune | Work::Repair => self.names.iter().for_each(here),
+            Work::Remove | Work::Push | Work::PushExactly => here(&self.names[0]),
+            Work::Save | Work::SaveExactly | Work::Prune | Work::Repair => self.names.iter().for_each(here),
             Work::Commit => {}
         }
     }
@@ -182,8 +202,10 @@ impl Ground {
             Work::Remove => vec!["rmi", one],
             Work::Load => vec!["load", "-i", &self.archive],
             Work::Save => vec!["save", "-f", saved.to_str().unwrap(), one, two],
+            Work::SaveExactly => vec!["save", "--exact", "-f", saved.to_str().unwrap(), one, two],
             Work::Commit => vec!["commit", "maker", &made],
             Work::Push => vec!["push", one, &pushed],
+            Work::PushExactly => vec!["push", "--exact", one, &pushed],
             Work::Prune => vec!["system", "prune", "-a"],
             Work::Repair => vec!["system", "check", "--repair"],
         };
@@ -220,6 +242,20 @@ impl Ground {
         if let Some(layer) = layers.iter().find(unused) {
             return Err(format!("the layer of nobody: {layer}"));
         }
+        let known = match self.keeps_blobs {
+            true => usage["blobs"].as_array().unwrap().clone(),
+            false => Vec::new(),
+        };
+        if let Some(blob) = known.iter().find(|blob| blob["images"].as_array().unwrap().is_empty()) {
+            return Err(format!("the blob of nobody: {blob}"));
+        }
+        let hex = |blob: &Value| blob["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+        let known: BTreeSet<String> = known.iter().map(hex).collect();
+        if names("blobs/sha256") != known || names("blobs") != ["sha256", "sha512"].map(str::to_owned).into()
+        {
+            let there = (names("blobs"), names("blobs/sha256"));
+            return Err(format!("there are {there:?}, and known are the blobs {known:?}"));
+        }
         let expected: BTreeSet<String> = ["index.redb", "lock", "reserve"].map(str::to_owned).into();
         match names("images") {
             found if found.is_subset(&expected) => Ok(()),
@@ -232,6 +268,8 @@ impl Ground {
         self.hull.ok(&["system", "prune", "-a"]);
         let layers = fs::read_dir(self.daemon.root().join("layers")).unwrap().count();
         assert_eq!(layers, 0, "files of layers that nobody needs");
+        let blobs = fs::read_dir(self.daemon.root().join("blobs/sha256")).unwrap().count();
+        assert_eq!(blobs, 0, "blobs that nobody needs");
         self.daemon.finish().await;
     }
 }
