@@ -2,6 +2,11 @@
 //!
 //! A record is written before the effect that it describes and is not flushed: what a power cut tears is an orphan,
 //! noticed by its checksum, reported once and swept. `ROOT/state/sandboxes/ID` and `ROOT/state/containers/ID`.
+//!
+//! An object that is older than that must not be lost, for a stopped container can be started again with what it has
+//! written. Where renaming does not flush what is renamed (XFS), a power cut soon after leaves an empty file in place of
+//! both records. So one that has been there for long enough to be on the disk is kept as `ID~` when another takes its
+//! place, until the next one that has; it stands in for a torn one.
 
 pub mod frame;
 pub mod record;
@@ -10,10 +15,15 @@ use std::fs;
 use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use prost::Message;
 
 use self::record::{ContainerRecord, SandboxRecord};
+
+/// After so long, a file that was written is on the disk: the kernel writes what is older than half a minute
+/// (Documentation/admin-guide/sysctl/vm.rst, dirty_expire_centisecs), and journals are as quick.
+const SETTLED: Duration = Duration::from_secs(120);
 
 /// Why a record could not be written, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -83,39 +93,81 @@ impl<R: Record> Table<R> {
         let temporary = self.directory.join(format!(".{}", record.id()));
         let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(&bytes));
         written.map_err(io_error("write", &temporary))?;
+        if is_settled(&path) {
+            let kept = self.kept(record.id());
+            remove(&kept)?;
+            fs::hard_link(&path, &kept).map_err(io_error("keep", &path))?;
+        }
         fs::rename(&temporary, &path).map_err(io_error("replace", &path))
     }
 
     /// Removes the record; one that is not there is no error.
     pub fn remove(&self, id: &str) -> Result<(), StoreError> {
-        let path = self.directory.join(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        // In this order: what is kept stands for nothing by itself.
+        remove(&self.kept(id))?;
+        remove(&self.directory.join(id))
     }
 
-    /// All records that can be read. What cannot (torn, unknown, left over from a write) is removed with a warning.
+    /// All records that can be read. What cannot (torn, unknown, left over from a write) is removed with a warning, unless
+    /// what was kept of an earlier time stands in for it.
     pub fn load(&self) -> Result<Vec<R>, StoreError> {
         let mut records = Vec::new();
-        let entries = fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))?;
-        for entry in entries {
-            let path = entry.map_err(io_error("list", &self.directory))?.path();
-            match read::<R>(&path) {
-                Ok(record) => records.push(record),
-                Err(reason) => {
-                    tracing::warn!(record = %path.display(), %reason, "a record cannot be read; it is dropped");
-                    fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        for path in self.files()? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let failure = match read::<R>(&path, name) {
+                Ok(record) => {
+                    records.push(record);
+                    continue;
                 }
+                Err(failure) => failure,
+            };
+            let kept = self.kept(name);
+            if let Ok(record) = read::<R>(&kept, name) {
+                tracing::warn!(record = %path.display(), %failure, "a record cannot be read; an earlier one stands in");
+                fs::rename(&kept, &path).map_err(io_error("replace", &path))?;
+                records.push(record);
+            } else if !self.is_kept_beside_another(name) {
+                tracing::warn!(record = %path.display(), %failure, "a record cannot be read; it is dropped");
+                remove(&path)?;
             }
         }
         Ok(records)
     }
+
+    /// Everything in the directory.
+    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let entries = fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))?;
+        let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+        paths.map_err(io_error("list", &self.directory))
+    }
+
+    /// Where the earlier record is.
+    fn kept(&self, id: &str) -> PathBuf {
+        self.directory.join(format!("{id}~"))
+    }
+
+    /// Whether the file is an earlier record of one that is there.
+    fn is_kept_beside_another(&self, name: &str) -> bool {
+        name.strip_suffix('~').is_some_and(|id| is_id(id) && self.directory.join(id).exists())
+    }
 }
 
-fn read<R: Record>(path: &Path) -> Result<R, String> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if !is_id(name) {
+/// Whether there is a record that a power cut does not tear any more.
+fn is_settled(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age >= SETTLED))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The record of this id.
+fn read<R: Record>(path: &Path, id: &str) -> Result<R, String> {
+    if !is_id(id) {
         return Err("it is left over from an interrupted write".into());
     }
     let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
@@ -124,7 +176,7 @@ fn read<R: Record>(path: &Path) -> Result<R, String> {
     }
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     let record: R = frame::decode(&bytes).map_err(|error| error.to_string())?;
-    if record.id() != name {
+    if record.id() != id {
         return Err(format!("it belongs to {}", record.id()));
     }
     Ok(record)
@@ -173,6 +225,56 @@ mod tests {
         store.sandboxes.remove(&record("b").id).unwrap();
         let loaded = Store::open(directory.path()).unwrap().sandboxes.load().unwrap();
         assert_eq!(loaded, [SandboxRecord { created_at: 3, ..record("a") }]);
+    }
+
+    fn settle(path: &Path) {
+        let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
+        fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+
+    /// XFS: a power cut soon after a rename leaves an empty file. Neither the container nor its writable layer is lost.
+    #[test]
+    fn an_old_record_stands_in_for_a_younger_one_that_a_power_cut_has_torn() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let state = |created_at| SandboxRecord { created_at, ..record("a") };
+        let path = directory.path().join("sandboxes").join("a".repeat(64));
+        store.sandboxes.put(&state(1)).unwrap();
+        settle(&path);
+        // Of these nothing may be on the disk yet.
+        store.sandboxes.put(&state(2)).unwrap();
+        store.sandboxes.put(&state(3)).unwrap();
+        assert_eq!(store.sandboxes.load().unwrap(), [state(3)]);
+        fs::write(&path, b"").unwrap();
+        assert_eq!(store.sandboxes.load().unwrap(), [state(1)]);
+        assert_eq!(store.sandboxes.load().unwrap(), [state(1)], "it has the name again");
+        // A later one takes its place.
+        settle(&path);
+        store.sandboxes.put(&state(4)).unwrap();
+        settle(&path);
+        store.sandboxes.put(&state(5)).unwrap();
+        fs::write(&path, b"").unwrap();
+        assert_eq!(store.sandboxes.load().unwrap(), [state(4)]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_record_that_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let sandboxes = directory.path().join("sandboxes");
+        let path = sandboxes.join("a".repeat(64));
+        for _ in 0..2 {
+            store.sandboxes.put(&record("a")).unwrap();
+            settle(&path);
+        }
+        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 2);
+        store.sandboxes.remove(&record("a").id).unwrap();
+        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
+        // By itself an earlier one is no record.
+        store.sandboxes.put(&record("a")).unwrap();
+        fs::rename(&path, sandboxes.join(format!("{}~", "a".repeat(64)))).unwrap();
+        assert_eq!(store.sandboxes.load().unwrap(), []);
+        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
     }
 
     #[test]
