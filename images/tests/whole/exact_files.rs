@@ -60,7 +60,7 @@ async fn an_exact_file_has_every_blob_and_gives_every_digest_back() {
     // By its manifest's own digest, too.
     here.pull(&format!("{}/team/app@{}", registry.host(), digest(&original.manifest))).await.unwrap();
     let file = here.directory.path().join("exact.tar");
-    let saving = here.store.save_exactly(&[name.clone()], &[None]).await.unwrap();
+    let saving = here.store.save_exactly(std::slice::from_ref(&name), &[None]).await.unwrap();
     let (out, mut told) = (File::create(&file).unwrap(), Vec::new());
     let writing = move || saving.write_and_tell(out, |step| told.push(step)).map(|()| told);
     let told = tokio::task::spawn_blocking(writing).await.unwrap().unwrap();

@@ -152,8 +152,8 @@ async fn an_image_whose_digests_are_sha512_keeps_its_id_and_digest_everywhere() 
     // A file keeps it likewise, whether its layers are as they were compressed or not.
     for exact in [true, false] {
         let saving = match exact {
-            true => test.store.save_exactly(&[name.clone()], &[None]).await.unwrap(),
-            false => test.store.save(&[name.clone()]).unwrap(),
+            true => test.store.save_exactly(std::slice::from_ref(&name), &[None]).await.unwrap(),
+            false => test.store.save(std::slice::from_ref(&name)).unwrap(),
         };
         let path = test.directory.path().join("saved.tar");
         let out = std::fs::File::create(&path).unwrap();
