@@ -55,7 +55,7 @@ async fn life(
 
     // Each pod takes one that is there, and has one made in its place.
     let prepared = async || (children(daemon.pid()).len() == PREPARED).then_some(());
-    hull_tests::eventually("agents are prepared", hull_tests::patience(20), prepared).await;
+    hull_tests::eventually("agents are prepared", hull_tests::patience(20), &prepared).await;
     let mut strace = Strace::attach(daemon.pid(), &daemon.path("")).await;
     let root = daemon.root();
     let mut pods = Vec::new();
@@ -64,6 +64,8 @@ async fn life(
         let container = pod.start(sleep("main")).await;
         pods.push((pod, container));
     }
+    // The last one's is of the start, too.
+    hull_tests::eventually("agents are prepared again", hull_tests::patience(20), &prepared).await;
     let start = strace.effort(&root).await;
     for (pod, container) in &mut pods {
         assert_eq!(pod.exec(container, &["/bin/true"]).await.exit_code, 0);

@@ -164,7 +164,7 @@ async fn a_guest_that_falls_silent_is_given_up_and_nobody_elses() {
 fn processor_of(vmm: Pid) -> i32 {
     let tasks = fs::read_dir(format!("/proc/{}/task", vmm.as_raw_nonzero())).unwrap().flatten();
     let mut processors =
-        tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap() == "vcpu0\n");
+        tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "vcpu0\n"));
     processors.next().expect("a vcpu0").file_name().to_str().unwrap().parse().unwrap()
 }
 

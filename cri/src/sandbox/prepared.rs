@@ -14,6 +14,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, OFlags};
 use tokio::sync::Notify;
 
@@ -31,6 +32,18 @@ pub(super) struct Program {
     pub(super) socket: UnixStream,
     /// Its number.
     pub(super) pid: u32,
+}
+
+impl Program {
+    /// Whether it still has its end of the socket. One that was killed while it waited is nobody's agent, and its number
+    /// may be another process's by now.
+    fn lives(&self) -> bool {
+        // Its first word would be an answer: that it says anything, too, means that it is not waiting. A hang-up comes
+        // without being asked for.
+        let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut socket, Some(&now)).is_ok_and(|ready| ready == 0)
+    }
 }
 
 /// Starts `program`, which writes what it has to say to `log`.
@@ -119,7 +132,7 @@ impl Prepared {
         let version = Version::of(&self.program).ok()?;
         loop {
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if waiting.version == version {
+            if waiting.version == version && waiting.program.lives() {
                 return give_name(&waiting.log, log).ok().map(|()| waiting.program);
             }
         }
@@ -129,7 +142,7 @@ impl Prepared {
         let version = Version::of(&self.program)?;
         let missing = || {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.retain(|waiting| waiting.version == version);
+            waiting.retain(|waiting| waiting.version == version && waiting.program.lives());
             COUNT.saturating_sub(waiting.len())
         };
         for _ in 0..missing() {
@@ -216,6 +229,39 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{} still runs", one.pid);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_was_killed_while_it_waited_is_given_to_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let prepared = Prepared::new(&program(directory.path(), "here"), directory.path());
+        drop(taken(&prepared, &directory.path().join("first")).await);
+        let all =
+            || prepared.waiting.lock().unwrap().iter().map(|waiting| waiting.program.pid).collect::<Vec<_>>();
+        for _ in 0..1000 {
+            if all().len() == COUNT {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let dead = all();
+        assert_eq!(dead.len(), COUNT);
+        for pid in &dead {
+            let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        for pid in &dead {
+            for _ in 0..1000 {
+                if !Path::new(&format!("/proc/{pid}")).exists() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let log = directory.path().join("second");
+        let next = taken(&prepared, &log).await;
+        assert!(!dead.contains(&next.pid));
+        becomes(&log, "here\n").await;
     }
 
     #[tokio::test]

@@ -94,9 +94,13 @@ impl<R: Record> Table<R> {
         let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(&bytes));
         written.map_err(io_error("write", &temporary))?;
         if is_settled(&path) {
+            // Without it a power cut may cost this object: no reason to refuse the change.
             let kept = self.kept(record.id());
-            remove(&kept)?;
-            fs::hard_link(&path, &kept).map_err(io_error("keep", &path))?;
+            let linked =
+                remove(&kept).and_then(|()| fs::hard_link(&path, &kept).map_err(io_error("keep", &path)));
+            if let Err(error) = linked {
+                tracing::debug!(%error, "no earlier record is kept");
+            }
         }
         fs::rename(&temporary, &path).map_err(io_error("replace", &path))
     }

@@ -2,7 +2,7 @@
 //!
 //! Whoever reaches the server's port can open connections and say nothing. Of those only so many are kept: one more
 //! takes the place of the oldest, which has had the most time to speak. So nobody who has a token is held up by those
-//! who have none.
+//! who have none, unless more than there is room for come while he shows it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
