@@ -155,7 +155,8 @@ fn bad_requests_are_refused_and_the_agent_goes_on() {
 #[test]
 fn an_exec_runs_inside_and_its_exit_code_comes_back() {
     let mut pod = Pod::new();
-    pod.run("target", "echo inside > /tmp/mark; sleep 1000");
+    pod.run("target", "echo inside > /tmp/mark; echo marked; sleep 1000");
+    until("it has marked the place", || !pod.lines("target").is_empty());
     let (ended, text) = pod.exec("target", "cat /tmp/mark; echo $GREETING; exit 5", 0);
     assert_eq!((ended.exit_code, ended.timed_out, text.as_str()), (5, false, "inside\nhello\n"));
     let error = pod.client.error(
