@@ -118,10 +118,14 @@ async fn a_command_has_standard_input_and_a_terminal() {
     let mut terminal = AtTerminal::start(&daemon, &["exec", "-it", "main", "sh"]);
     terminal.types(b"stty size\n");
     terminal.shows("33 77");
-    // Only what is shown says that the shell has left its line editor, for which the key means less.
-    terminal.types(b"echo from $((20+1)); sleep 1000\n");
+    // Only what is shown says that the shell has left its line editor, for which the key means less; and the trap is set by
+    // then, while a command that is just being started could miss the key.
+    let waits =
+        b"sh -c 'trap \"exit 3\" INT; echo from $((20+1)); while :; do sleep 0.1; done'; echo ended $?\n";
+    terminal.types(waits);
     terminal.shows("from 21");
     terminal.types(b"\x03");
+    terminal.shows("ended 3");
     terminal.types(b"echo still $((40+2))\n");
     terminal.shows("still 42");
     terminal.types(b"exit 9\n");
