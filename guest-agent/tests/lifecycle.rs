@@ -211,6 +211,63 @@ fn many_execs_at_once_each_get_their_own_answer() {
     pod.stop();
 }
 
+/// Asks for a command in the container without waiting for the answer; the request's number.
+fn send_exec(pod: &mut Pod, id: &str) -> u64 {
+    let process = Some(shell("exit 0"));
+    let exec = Exec { container_id: id.into(), process, inherit: true, ..Exec::default() };
+    pod.client.send(Some(Call::Exec(exec)), &[])
+}
+
+#[test]
+fn an_exec_in_a_container_that_has_ended_unnoticed_is_told_that_it_does_not_run() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut pod = Pod::with(|spec| spec.shared_pid_namespace = true);
+    let agent = Pid::from_raw(pod.agent_pid).unwrap();
+    for (id, mode) in [("own-pids", PidMode::PidContainer), ("pods-pids", PidMode::PidPod)] {
+        let mut spec = pod.container(id, "exec sleep 1000");
+        spec.pid_mode = mode.into();
+        let first = pod.start(spec);
+        // A request that waits is looked at before what ended while the agent did nothing.
+        kill_process(agent, Signal::STOP).unwrap();
+        let request = send_exec(&mut pod, id);
+        kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+        until("the container has ended", || !is_alive(first));
+        kill_process(agent, Signal::CONT).unwrap();
+        let Outcome::Error(error) = pod.client.response(request) else { panic!("{id}: it ran") };
+        assert_eq!(error.code(), Code::FailedPrecondition, "{id}: {}", error.message);
+        assert!(error.message.ends_with(&format!("container {id} is not running")), "{}", error.message);
+        assert_eq!(pod.client.exited(id).exit_code, 137);
+    }
+    pod.stop();
+}
+
+#[test]
+fn an_exec_that_meets_its_containers_end_runs_or_is_told_that_the_container_does_not() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut pod = Pod::new();
+    for round in 0..20 {
+        let id = format!("round-{round}");
+        let first = pod.run(&id, "exec sleep 1000");
+        let requests: Vec<u64> = (0..8).map(|_| send_exec(&mut pod, &id)).collect();
+        for (index, request) in requests.into_iter().enumerate() {
+            // The end comes before, between and after the commands, as the round has it.
+            if index == round % 4 {
+                kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+            }
+            match pod.client.response(request) {
+                Outcome::ExecEnded(_) => {}
+                Outcome::Error(error) => {
+                    assert_eq!(error.code(), Code::FailedPrecondition, "{}", error.message);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(pod.client.exited(&id).exit_code, 137);
+        pod.client.done(Call::Forget(Forget { container_id: id }), &[]);
+    }
+    pod.stop();
+}
+
 #[test]
 fn what_a_container_leaves_behind_in_a_shared_pid_namespace_does_not_outlive_it() {
     let mut pod = Pod::with(|spec| spec.shared_pid_namespace = true);

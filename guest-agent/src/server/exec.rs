@@ -7,10 +7,12 @@ use hull_sys::process::{self, Ended};
 use rustix::event::epoll::EventFlags;
 
 use super::Server;
+use super::container::Container;
+use super::ending::is_ending;
 use super::failure::CallError;
 use super::guest::pipes_for;
 use super::poll::{Poll, Source};
-use crate::container::{ChildStdio, RunningContainer, Slots, exec};
+use crate::container::{ChildStdio, LaunchError, RunningContainer, Slots, exec};
 use crate::protocol::messages::{Exec, ExecEnded, response::Outcome};
 use crate::stdio::TerminalRelay;
 
@@ -121,8 +123,8 @@ impl Server {
         } else {
             (given, Vec::new())
         };
-        let launched =
-            exec(&running, wanted, call.inherit, given).map_err(|e| CallError::from(e).during(context()))?;
+        let launched = exec(&running, wanted, call.inherit, given)
+            .map_err(|error| refusal(error, container).during(context()))?;
         self.relay(ways);
         let serial = self.take_serial();
         let relay =
@@ -219,6 +221,15 @@ impl Server {
         })?;
         exec.relay.as_ref()
     }
+}
+
+/// Why no process could be started in the container. One that ends meanwhile fails a step or another of it, whichever
+/// comes first; what the request itself does wrong is told in any case.
+fn refusal(error: LaunchError, container: &Container) -> CallError {
+    if !error.is_invalid_request() && is_ending(container.started.pid) {
+        return CallError::not_running(&container.id);
+    }
+    error.into()
 }
 
 /// The caller's end in a slot, to keep.

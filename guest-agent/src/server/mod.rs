@@ -6,6 +6,7 @@ mod calls;
 mod connection;
 mod container;
 mod end;
+mod ending;
 mod exec;
 mod failure;
 mod guest;
