@@ -30,7 +30,7 @@ use super::protocol::{
 use super::session::Session;
 use super::tls::{Identity, Tls, TlsError};
 use super::token::{TokenError, Tokens};
-use super::waiting::{Place, Waiting};
+use super::waiting::{Place, Taken, Waiting};
 use super::websocket;
 
 /// How long a client may take to send its request.
@@ -220,12 +220,20 @@ impl Streaming {
         };
         let mut parts = request.uri().path().trim_start_matches('/').splitn(2, '/');
         let (path, token) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let Some(session) = self.tokens.take(token, |session| session.path() == path) else {
-            return refusal(StatusCode::NOT_FOUND, "there is no such stream: a URL works once, for a minute");
+        let session = match place.show(|| self.tokens.take(token, |session| session.path() == path)) {
+            Ok(Some(session)) => session,
+            Ok(None) => {
+                let text = "there is no such stream: a URL works once, for a minute";
+                return refusal(StatusCode::NOT_FOUND, text);
+            }
+            // It is about to be closed, and says so where it still can.
+            Err(Taken) => {
+                let text = "there are too many connections at the moment";
+                return refusal(StatusCode::SERVICE_UNAVAILABLE, text);
+            }
         };
         match agree(&session, request.headers()) {
             Ok(agreed) => {
-                place.leave();
                 let response = agreed.response(request.headers());
                 let upgrade = hyper::upgrade::on(&mut request);
                 match begun.try_send(Begun { session, agreed, upgrade, room }) {

@@ -59,34 +59,52 @@ impl Waiting {
     }
 }
 
+/// A newer connection has taken the place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Taken;
+
+impl Line {
+    /// Where the connection of this number stands. Numbers only grow, so they are in order.
+    fn find(&self, number: u64) -> Option<usize> {
+        self.waiting.binary_search_by_key(&number, |(number, _)| *number).ok()
+    }
+}
+
 impl Place {
-    /// The connection has shown a token, or ends: nobody takes its place any more.
-    pub(super) fn leave(&self) {
+    /// The connection shows a token: if that gives it something, nobody takes its place any more. If somebody has taken
+    /// it, the token is not even looked at and works on: the client may come again with it. No other connection comes in
+    /// between.
+    pub(super) fn show<T>(&self, token: impl FnOnce() -> Option<T>) -> Result<Option<T>, Taken> {
         let mut line = self.line.line();
-        // Numbers only grow, so they are in order.
-        if let Ok(index) = line.waiting.binary_search_by_key(&self.number, |(number, _)| *number) {
+        let index = line.find(self.number).ok_or(Taken)?;
+        let given = token();
+        if given.is_some() {
             line.waiting.remove(index);
         }
+        Ok(given)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.leave();
+        let mut line = self.line.line();
+        if let Some(index) = line.find(self.number) {
+            line.waiting.remove(index);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::streaming::token::Tokens;
 
     #[test]
     fn the_oldest_makes_room_and_who_has_left_does_not_count() {
         let waiting = Waiting::new(2);
         let first = waiting.enter();
         let second = waiting.enter();
-        first.leave();
-        first.leave();
+        assert_eq!(first.show(|| Some(1)), Ok(Some(1)));
         // There is room for a third now, and none for a fourth
         let third = waiting.enter();
         assert!(!second.taken.is_cancelled());
@@ -98,5 +116,21 @@ mod tests {
         assert!([&first, &fourth, &fifth].iter().all(|place| !place.taken.is_cancelled()));
         drop((second, fourth, fifth));
         assert!(waiting.line().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_connection_whose_place_was_taken_uses_no_token_up() {
+        let waiting = Waiting::new(1);
+        let tokens = Tokens::default();
+        let token = tokens.put("stream").unwrap();
+        let old = waiting.enter();
+        // One that shows nothing good keeps waiting
+        assert_eq!(old.show(|| tokens.take("nonsense", |_| true)), Ok(None));
+        let new = waiting.enter();
+        assert_eq!(old.show(|| tokens.take(&token, |_| true)), Err(Taken));
+        assert_eq!(new.show(|| tokens.take(&token, |_| true)), Ok(Some("stream")));
+        // Who has a stream is evicted by nobody
+        let _newest = waiting.enter();
+        assert!(!new.taken.is_cancelled());
     }
 }
