@@ -40,13 +40,7 @@ impl Runtime {
         };
         let saving = saving.map_err(save_error)?;
         let stream = chunks_and_more(move |out, more| {
-            let tell = |progress: SaveProgress| {
-                let SaveProgress { layer, bytes, of } = progress;
-                let fetched = Some(Fetched { layer: layer.to_string(), bytes, of });
-                // Whoever reads too slowly misses a step of progress, nothing else.
-                let _ = more.try_send(Ok(Chunk { bytes: Vec::new(), fetched }));
-            };
-            saving.write_and_tell(out, tell).map_err(save_error)
+            saving.write_and_tell(out, |step| tell(more, &step)).map_err(save_error)
         });
         Ok(stream.boxed())
     }
@@ -104,6 +98,19 @@ fn chunks_and_more<F: FnOnce(&mut (dyn Write + Send), &Outgoing) -> Result<()> +
     received(receiver)
 }
 
+/// How far a layer has come. Whoever reads too slowly misses a step on the way, but never the last one.
+fn tell(more: &Outgoing, step: &SaveProgress) {
+    let SaveProgress { layer, bytes, of } = step;
+    let fetched = Some(Fetched { layer: layer.to_string(), bytes: *bytes, of: *of });
+    let chunk = Ok(Chunk { bytes: Vec::new(), fetched });
+    // If nobody reads any more, the next write says so.
+    if step.is_last() {
+        let _ = more.blocking_send(chunk);
+    } else {
+        let _ = more.try_send(chunk);
+    }
+}
+
 struct Sender(Outgoing);
 
 impl Write for Sender {
@@ -139,5 +146,30 @@ fn load_error(error: LoadError) -> Error {
         LoadError::Store { source, .. } => Error::Images(source),
         LoadError::Read(_) => Error::Internal(error.to_string()),
         error => Error::Invalid(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_reader_misses_steps_of_progress_but_not_the_last() {
+        let layer = hull_images::Digest::sha256(b"layer");
+        let step = |bytes| SaveProgress { layer: layer.clone(), bytes, of: 3 };
+        let (sender, mut receiver) = mpsc::channel(1);
+        tell(&sender, &step(1));
+        // There is room for one
+        tell(&sender, &step(2));
+        let last = step(3);
+        let mut telling = tokio::task::spawn_blocking(move || tell(&sender, &last));
+        let early = tokio::time::timeout(std::time::Duration::from_millis(100), &mut telling).await;
+        assert!(early.is_err(), "the last step did not wait for room");
+        let mut seen = Vec::new();
+        while let Some(chunk) = receiver.recv().await {
+            seen.push(chunk.unwrap().fetched.unwrap().bytes);
+        }
+        telling.await.unwrap();
+        assert_eq!(seen, [1, 3]);
     }
 }

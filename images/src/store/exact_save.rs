@@ -124,7 +124,7 @@ impl ImageStore {
 
 impl Fetching {
     /// The blob, verified: the file that was kept, or one without a name. Blocking; not to be called by a task. `tell`
-    /// hears how far one that is fetched has come.
+    /// hears how far one that is fetched has come: all of its bytes are here when they are known to be the right ones.
     pub(super) fn fetch(
         &self,
         store: &ImageStore,
@@ -139,7 +139,10 @@ impl Fetching {
             let mut blob = Compressed::of_registry(origin.blob(&self.descriptor));
             loop {
                 match self.runtime.block_on(self.receive(&mut blob, &mut file, store, tell)) {
-                    Ok(()) => return Ok(file),
+                    Ok(()) => {
+                        tell(self.progress(self.descriptor.size));
+                        return Ok(file);
+                    }
                     Err(Failure::Store(error)) => return Err(error.into()),
                     Err(Failure::Origin(Lost::Failed(error))) => reasons.push(error.to_string()),
                     Err(Failure::Origin(Lost::Wrong)) => {
@@ -164,6 +167,10 @@ impl Fetching {
         Err(SaveError::NotExact { image: self.image.clone(), reason })
     }
 
+    fn progress(&self, bytes: u64) -> SaveProgress {
+        SaveProgress { layer: self.descriptor.digest.clone(), bytes, of: self.descriptor.size }
+    }
+
     async fn receive(
         &self,
         blob: &mut Compressed,
@@ -180,9 +187,10 @@ impl Fetching {
             size += piece.len() as u64;
             hasher.update(&piece);
             file.write_all(&piece).map_err(kept)?;
-            if size == self.descriptor.size || told.is_none_or(|told| told.elapsed() >= PROGRESS_INTERVAL) {
-                let Descriptor { digest, size: of, .. } = &self.descriptor;
-                tell(SaveProgress { layer: digest.clone(), bytes: size, of: *of });
+            let is_due = told.is_none_or(|told| told.elapsed() >= PROGRESS_INTERVAL);
+            // What is whole is not yet what it should be.
+            if size < self.descriptor.size && is_due {
+                tell(self.progress(size));
                 told = Some(Instant::now());
             }
         }

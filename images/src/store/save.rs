@@ -76,10 +76,18 @@ pub struct Saving {
 pub struct SaveProgress {
     /// Digest of the compressed bytes.
     pub layer: Digest,
-    /// Bytes that are here. They may begin anew, when they come from another place.
+    /// Bytes that are here. They may begin anew, when they come from another place. As many as there are to come: they
+    /// have been compared with the digest, and no more is told of this layer.
     pub bytes: u64,
     /// All of them.
     pub of: u64,
+}
+
+impl SaveProgress {
+    /// The last step of its layer.
+    pub const fn is_last(&self) -> bool {
+        self.bytes == self.of
+    }
 }
 
 /// One image of an archive.
@@ -195,7 +203,8 @@ impl Saving {
         self.write_and_tell(out, |_| {})
     }
 
-    /// The same; `tell` hears of layers that are fetched. It is called by a task, and must not block.
+    /// The same; `tell` hears of layers that are fetched. A task calls it, and it must not block, but for the last step of
+    /// a layer, which this thread tells.
     pub fn write_and_tell(
         self,
         out: impl Write,

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use hull_images::store::{ImageChange, NewImage, SaveError};
+use hull_images::store::{ImageChange, NewImage, SaveError, SaveProgress, Saving};
 use hull_images::{Credentials, Image};
 use serde_json::{Value, json};
 
@@ -30,8 +30,19 @@ async fn save(
 ) -> Result<(), SaveError> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let saving = test.store.save_exactly(&names, &vec![login; names.len()]).await?;
+    write(saving, to).await.1
+}
+
+/// The layers that were told to be here, and how it ended.
+async fn write(saving: Saving, to: &Path) -> (Vec<String>, Result<(), SaveError>) {
     let out = File::create(to).unwrap();
-    tokio::task::spawn_blocking(move || saving.write(out)).await.unwrap()
+    let writing = move || {
+        let mut here = Vec::new();
+        let note = |step: SaveProgress| here.extend(step.is_last().then(|| step.layer.to_string()));
+        let written = saving.write_and_tell(out, note);
+        (here, written)
+    };
+    tokio::task::spawn_blocking(writing).await.unwrap()
 }
 
 fn load(test: &TestStore, path: &Path) -> Vec<Image> {
@@ -189,7 +200,10 @@ async fn what_comes_again_is_verified_and_logged_in_for() {
     let there = TestStore::new();
     assert_eq!(load(&there, &file)[0].id, original.id());
     lies.store(true, std::sync::atomic::Ordering::SeqCst);
-    let error = save(&test, &[&name], login(), &file).await.unwrap_err();
+    let saving = test.store.save_exactly(std::slice::from_ref(&name), &[login()]).await.unwrap();
+    let (here, written) = write(saving, &file).await;
+    let error = written.unwrap_err();
+    assert!(here.is_empty(), "{here:?} was told to be here");
     assert!(error.to_string().contains("something else") && !error.to_string().contains("secret"), "{error}");
 }
 
