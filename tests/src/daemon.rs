@@ -25,7 +25,7 @@ pub struct Daemon {
     before: Residue,
     name: String,
     bridge: String,
-    _machine: (MutexGuard<'static, ()>, std::fs::File),
+    _machine: Machine,
 }
 
 impl Daemon {
@@ -45,7 +45,7 @@ impl Daemon {
     }
 
     async fn start_at(root: Option<&Path>, network: &str, more: &str) -> Daemon {
-        let machine = (MACHINE.lock().await, machine_lock());
+        let machine = Machine::alone().await;
         let before = Residue::look();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("hull-e2e-{}-{number}", std::process::id());
@@ -278,11 +278,20 @@ fn machines(kubelet: &Path) -> String {
     )
 }
 
-/// Held while a daemon under test is on the machine. Waiting blocks the thread: nothing else of the test runs then.
-fn machine_lock() -> std::fs::File {
-    let file = std::fs::File::create(MACHINE_LOCK).unwrap();
-    file.lock().unwrap();
-    file
+/// Held while what a test looks at is on the machine: a daemon, say.
+pub struct Machine {
+    _file: std::fs::File,
+    _here: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    /// Waiting for other programs blocks the thread: nothing else of the test runs then.
+    pub async fn alone() -> Machine {
+        let here = MACHINE.lock().await;
+        let file = std::fs::File::create(MACHINE_LOCK).unwrap();
+        file.lock().unwrap();
+        Machine { _file: file, _here: here }
+    }
 }
 
 async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,6 +7,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// In the names of cgroups of a measurement that somebody runs at the same time, without the tests' lock.
 const BENCHMARK: &str = "hull-bench";
+/// In the paths and cgroups of what a test starts.
+const OF_A_TEST: &str = "hull-e2e";
+/// Most agents that wait for a pod with one hulld (cri/src/sandbox/prepared.rs, `COUNT`).
+const PREPARED: usize = 4;
 
 /// What a container runtime could leave behind on a machine, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,18 +163,27 @@ pub fn unmount_below(directory: &Path) {
 /// killed agent do, and some inits look after them only every few seconds.
 fn processes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
+    let mut prepared = BTreeMap::new();
     for pid in names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let program = command.split(' ').next().unwrap_or("").rsplit('/').next().unwrap_or("");
-        let is_others = group.contains(BENCHMARK) || program == "hulld" && !command.contains("hull-e2e");
+        let is_others = group.contains(BENCHMARK) || program == "hulld" && !command.contains(OF_A_TEST);
         if is_others || is_dead_child_of_init(&pid) {
             continue;
         }
-        let is_pods = group.contains("hull-e2e");
-        if program == "hull-agent" && !is_pods && is_child_of_hulld(&pid) {
-            continue;
+        let is_pods = group.contains(OF_A_TEST);
+        if program == "hull-agent"
+            && !is_pods
+            && let Some(hulld) = Hulld::of_child(&pid)
+        {
+            // One that waits for a pod belongs to its hulld as a thread does, and ends with it.
+            let count = prepared.entry(hulld.pid).or_insert(0);
+            *count += 1;
+            if *count <= PREPARED || !hulld.is_tests {
+                continue;
+            }
         }
         if matches!(program, "hull-agent" | "hulld" | "hull-vmm" | "hull-virtiofsd") || is_pods {
             found.insert(format!("{pid} {command}"));
@@ -179,11 +192,22 @@ fn processes() -> BTreeSet<String> {
     found
 }
 
-/// One that waits for a pod belongs to its hulld as a thread does, and ends with it.
-fn is_child_of_hulld(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)).unwrap_or_default();
-    fs::read_to_string(format!("/proc/{parent}/comm")).is_ok_and(|name| name == "hulld\n")
+/// A hulld that runs.
+struct Hulld {
+    pid: String,
+    is_tests: bool,
+}
+
+impl Hulld {
+    /// The one that started this process. When a hulld ends, what it started has another parent.
+    fn of_child(pid: &str) -> Option<Hulld> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.to_owned();
+        let is_hulld = fs::read_to_string(format!("/proc/{parent}/comm")).ok()? == "hulld\n";
+        let command = fs::read(format!("/proc/{parent}/cmdline")).ok()?;
+        let is_tests = String::from_utf8_lossy(&command).contains(OF_A_TEST);
+        is_hulld.then_some(Hulld { pid: parent, is_tests })
+    }
 }
 
 /// proc(5), /proc/PID/stat: state and parent follow the name in parentheses.

@@ -18,6 +18,7 @@ mod isolation;
 mod kill_anywhere;
 mod killed_store;
 mod layers_in_guests;
+mod leftovers;
 mod lessons;
 mod lists;
 mod loop_devices;
