@@ -198,6 +198,22 @@ mod tests {
         panic!("none is prepared");
     }
 
+    fn waiting(prepared: &Prepared) -> Vec<u32> {
+        prepared.waiting.lock().unwrap().iter().map(|waiting| waiting.program.pid).collect()
+    }
+
+    /// Waits until as many are prepared as ever are: their numbers.
+    async fn all_wait(prepared: &Prepared) -> Vec<u32> {
+        for _ in 0..1000 {
+            let pids = waiting(prepared);
+            if pids.len() == COUNT {
+                return pids;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} are prepared", waiting(prepared).len());
+    }
+
     async fn becomes(log: &Path, wanted: &str) {
         for _ in 0..1000 {
             if fs::read_to_string(log).unwrap() == wanted {
@@ -217,8 +233,10 @@ mod tests {
 
         let mut one = taken(&prepared, &log).await;
         becomes(&log, "first\n").await;
-        // Where a log is already, whoever asks starts another
+        // Where a log is already, whoever asks starts another, and the one that could not be given is gone
+        all_wait(&prepared).await;
         assert!(prepared.take(&log).is_none());
+        assert_eq!(waiting(&prepared).len(), COUNT - 1);
         // And it ends when it is told so, or its socket is closed
         one.socket.write_all(b"\n").unwrap();
         let _ = one.socket.read(&mut [0]);
@@ -236,16 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let prepared = Prepared::new(&program(directory.path(), "here"), directory.path());
         drop(taken(&prepared, &directory.path().join("first")).await);
-        let all =
-            || prepared.waiting.lock().unwrap().iter().map(|waiting| waiting.program.pid).collect::<Vec<_>>();
-        for _ in 0..1000 {
-            if all().len() == COUNT {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let dead = all();
-        assert_eq!(dead.len(), COUNT);
+        let dead = all_wait(&prepared).await;
         for pid in &dead {
             let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
