@@ -10,6 +10,7 @@ pub mod error;
 pub mod microvm;
 mod prepared;
 pub mod process;
+mod program;
 pub mod reach;
 pub mod source;
 mod user_namespace;

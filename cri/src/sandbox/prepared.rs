@@ -6,18 +6,16 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, OFlags};
 use tokio::sync::Notify;
 
+use super::program::Program;
 use crate::server::descriptors;
 
 /// How many wait: the pods that a node gets at once, and what they cost an idle one, some 100 KiB each.
@@ -25,51 +23,12 @@ const COUNT: usize = 4;
 /// From the first use to the making of new ones, so that these are not made beside the start that used it.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A running program that does not know yet which pod it is for. Dropped, it ends by itself.
-#[derive(Debug)]
-pub(super) struct Program {
-    /// Its standard input.
-    pub(super) socket: UnixStream,
-    /// Its number.
-    pub(super) pid: u32,
-}
-
-impl Program {
-    /// Whether it still has its end of the socket. One that was killed while it waited is nobody's agent, and its number
-    /// may be another process's by now.
-    fn lives(&self) -> bool {
-        // Its first word would be an answer: that it says anything, too, means that it is not waiting. A hang-up comes
-        // without being asked for.
-        let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut socket, Some(&now)).is_ok_and(|ready| ready == 0)
-    }
-}
-
-/// Starts `program`, which writes what it has to say to `log`.
+/// Starts an agent's program, which writes what it has to say to `log`.
 pub(super) fn start(program: &Path, log: fs::File) -> io::Result<Program> {
-    let (ours, theirs) = UnixStream::pair()?;
-    // Only what posix_spawn can do: no code of ours runs between fork and exec.
-    let mut child = tokio::process::Command::new(program)
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(log)
-        .env_clear()
-        .current_dir("/")
-        .process_group(0)
-        .spawn()?;
+    let program = Program::start(program, log, "an agent")?;
     // It waits for its first request, so nothing of the pod has hulld's own limit by then.
-    let pid = child.id();
-    descriptors::restore_for(pid);
-    tokio::spawn(async move {
-        match child.wait().await {
-            Ok(status) if status.success() => {}
-            // Whoever waits for the agent reports what that means; an unused one ends like this, too.
-            Ok(status) => tracing::debug!(pid, %status, "an agent's first process failed"),
-            Err(error) => tracing::warn!(pid, %error, "cannot wait for an agent's first process"),
-        }
-    });
-    Ok(Program { socket: ours, pid: pid.unwrap_or_default() })
+    descriptors::restore_for(Some(program.pid));
+    Ok(program)
 }
 
 /// Programs that wait for pods.

@@ -17,7 +17,8 @@ use hull_agent::protocol::messages::{self, request, response};
 use hull_agent::sandbox::{IdMap, PodNamespaces};
 use hull_images::ImageStore;
 
-use super::prepared::{self, Prepared, Program};
+use super::prepared::{self, Prepared};
+use super::program::Program;
 use super::source::{clone_tree, open_host_tree, open_log, open_own, open_tasks};
 use super::{
     Agent, Connection, Events, Launched, Launcher, LogPlace, Nascent, Obituary, Outside, Place, PodLimits,

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +28,7 @@ use super::{Inner, ids, network, size, watch};
 use crate::api::runtime::PodSandboxConfig;
 use crate::runtime::now;
 use crate::sandbox::agent::ANSWER_TIME;
+use crate::sandbox::program::Program;
 use crate::sandbox::{Agent, Events as AgentEvents, Launched, Nascent, Outside, Place, SandboxError, Slots};
 
 /// How long a guest may take to boot. On hardware it takes a fraction of a second; where KVM itself is emulated, many.
@@ -116,28 +116,9 @@ fn begin_with(
 
 fn spawn(program: &Path, place: &Place) -> Result<(UnixStream, u32), SandboxError> {
     let log = append(&place.directory.join(LOG))?;
+    let started = Program::start(program, log, format!("the VMM of pod {}", place.id));
     let failed = |source| SandboxError::Spawn { program: program.to_owned(), source };
-    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    // Only what posix_spawn can do: no code of ours runs between fork and exec.
-    let mut child = tokio::process::Command::new(program)
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(log)
-        .env_clear()
-        .current_dir("/")
-        .process_group(0)
-        .spawn()
-        .map_err(failed)?;
-    let (id, first) = (place.id.clone(), child.id().unwrap_or(0));
-    tokio::spawn(async move {
-        match child.wait().await {
-            Ok(status) if status.success() => {}
-            // Whoever waits for the machine reports what that means.
-            Ok(status) => tracing::debug!(pod = %id, %status, "the VMM's first process failed"),
-            Err(error) => tracing::warn!(pod = %id, %error, "cannot wait for the VMM's first process"),
-        }
-    });
-    Ok((ours, first))
+    started.map(|Program { socket, pid }| (socket, pid)).map_err(failed)
 }
 
 fn append(path: &Path) -> Result<File, SandboxError> {
