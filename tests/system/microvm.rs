@@ -3,69 +3,15 @@
 //! Where KVM cannot run a guest's kernel, the reason is printed and only the refusal is tested; in hack/node everything is.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use hull_tests::daemon::Daemon;
-use hull_tests::image::{self, Image, Packing};
 use hull_tests::microvm::{available, problem};
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
-use hull_tests::registry::Registry;
 use hull_tests::{eventually, patience};
 use k8s_cri::v1 as cri;
 
-/// What kubelet would keep for one pod.
-pub(crate) struct Kubelet(PathBuf);
-
-impl Kubelet {
-    pub(crate) fn of(daemon: &Daemon, pod: &str) -> Self {
-        Self(daemon.path("kubelet/pods").join(pod))
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    pub(crate) fn volume(&self, plugin: &str, name: &str) -> PathBuf {
-        let path = self.0.join("volumes").join(format!("kubernetes.io~{plugin}")).join(name);
-        fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    /// As kubelet's AtomicWriter does it.
-    pub(crate) fn write(volume: &Path, generation: &str, files: &[(&str, &str)]) {
-        let payload = volume.join(generation);
-        fs::create_dir(&payload).unwrap();
-        for (name, content) in files {
-            fs::write(payload.join(name), content).unwrap();
-            if !volume.join(name).exists() {
-                symlink(Path::new("..data").join(name), volume.join(name)).unwrap();
-            }
-        }
-        symlink(generation, volume.join("..data_tmp")).unwrap();
-        fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
-    }
-}
-
-pub(crate) fn mount(host: &Path, container: &str) -> cri::Mount {
-    cri::Mount {
-        host_path: host.display().to_string(),
-        container_path: container.to_owned(),
-        ..Default::default()
-    }
-}
-
-/// busybox and perl.
-fn perl() -> Image {
-    Image::new(
-        vec![(image::busybox_layer(), Packing::Gzip), (image::perl_layer(), Packing::Plain)],
-        serde_json::json!({"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"]}),
-    )
-}
-
-async fn prints(pod: &Pod, name: &str, text: &str) {
-    eventually(text, patience(30), async || pod.log(name).contains(text).then_some(())).await;
-}
+use super::microvm_ground::{Ground, Kubelet, http_get, machines_of, mount, perl, prints};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_cannot_be_is_refused_at_once_with_the_reason() {
@@ -85,14 +31,8 @@ async fn a_machine_that_cannot_be_is_refused_at_once_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_in_a_machine_does_what_pods_do() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let (one, two) =
-        (registry.push("busybox", "v1", &image::busybox()), registry.push("perl", "v1", &perl()));
-    daemon.pull(&one).await;
+    let Some(Ground { daemon, image: one, registry }) = Ground::new().await else { return };
+    let two = registry.push("perl", "v1", &perl());
     daemon.pull(&two).await;
     let kubelet = Kubelet::of(&daemon, "all");
     let settings = kubelet.volume("configmap", "settings");
@@ -264,268 +204,11 @@ async fn a_pod_in_a_machine_does_what_pods_do() {
     daemon.finish().await;
 }
 
-fn http_get(target: &str) -> Option<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(target).ok()?;
-    stream.set_read_timeout(Some(patience(5))).ok()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    answer.starts_with("HTTP/1.").then_some(answer)
-}
-
-/// Ids of the machines that have a directory.
-pub(crate) fn machines_of(daemon: &Daemon) -> Vec<String> {
-    let entries = fs::read_dir(daemon.root().join("machines")).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name != "templates").collect()
-}
-
-/// From the verbose status: the VMM's pid.
-pub(crate) async fn vmm_of(daemon: &Daemon, pod: &Pod) -> rustix::process::Pid {
-    let pid = crate::survival::agent_of(daemon, &pod.id).await;
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    assert!(program.ends_with("hull-vmm"), "{program:?}");
-    rustix::process::Pid::from_raw(pid).unwrap()
-}
-
-/// Answers every question for an address (RFC 1035) with 10.1.2.3, on UDP port 53.
-const NAME_SERVER: &str = r#"socket(S, 2, 2, 17); bind(S, pack('Sna4x8', 2, 53, "\0\0\0\0")) or die;
-while (defined($from = recv(S, $m, 512, 0))) { $q = substr($m, 12); $q = substr($q, 0, index($q, "\0") + 5);
-send(S, substr($m, 0, 2) . "\x81\x80\0\1\0\1\0\0\0\0$q\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x0a\1\2\3", 0, $from) }"#;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn machines_are_on_the_networks_of_cni_plugins() {
-    let (daemon, cni) = crate::network::Cni::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    cni.configure(&daemon).await;
-    let registry = Registry::start();
-    let name = registry.push("perl", "v1", &perl());
-    daemon.pull(&name).await;
-
-    // Given a machine that serves a page, also on a port of the host, and names
-    let port = hull_tests::registry::free_port();
-    let mut config = networked_pod_config(&daemon, "server");
-    config.port_mappings = vec![cri::PortMapping {
-        protocol: cri::Protocol::Tcp as i32,
-        container_port: 8080,
-        host_port: port.into(),
-        host_ip: String::new(),
-    }];
-    let mut server = Pod::run_microvm(&daemon, config).await;
-    let address = server.status().await.network.unwrap().ip;
-    assert!(address.starts_with("10.242.9."), "{address}");
-    let script = "mkdir -p /www && echo from a machine > /www/index.html && exec httpd -f -p 8080 -h /www";
-    let web = server.start(container_config("web", &name, &["/bin/sh", "-c", script])).await;
-    server.start(container_config("names", &name, &["/usr/bin/perl", "-e", NAME_SERVER])).await;
-    assert!(server.output(&web, &["ip", "addr", "show", "eth0"]).await.contains(&address));
-
-    // And another one whose resolver is the first
-    let mut config = networked_pod_config(&daemon, "client");
-    config.dns_config = Some(cri::DnsConfig { servers: vec![address.clone()], ..Default::default() });
-    let mut client = Pod::run_microvm(&daemon, config).await;
-    let shell = client.start(container_config("shell", &name, &["/bin/sleep", "1000"])).await;
-    assert_ne!(client.status().await.network.unwrap().ip, address);
-    assert_eq!(cni.leases(), 2);
-
-    // Then the second reaches the first, the host reaches it by its address and its port, and names are found
-    let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} 8080");
-    eventually("the first answers the second", patience(20), async || {
-        let answer = client.exec(&shell, &["/bin/sh", "-c", &request]).await;
-        String::from_utf8_lossy(&answer.stdout).ends_with("from a machine\n").then_some(())
-    })
-    .await;
-    for target in [format!("{address}:8080"), format!("127.0.0.1:{port}")] {
-        let answer = eventually(&target, patience(20), async || http_get(&target)).await;
-        assert!(answer.ends_with("from a machine\n"), "{target}: {answer}");
-    }
-    eventually("a name is found", patience(20), async || {
-        let answer = client.exec(&shell, &["nslookup", "some.where"]).await;
-        String::from_utf8_lossy(&answer.stdout).contains("10.1.2.3").then_some(())
-    })
-    .await;
-
-    for pod in [&mut server, &mut client] {
-        pod.stop().await;
-        pod.remove().await;
-    }
-    assert_eq!(cni.leases(), 0);
-    cni.clear();
-    daemon.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_daemon_loses_nothing_of_a_machine() {
-    let mut daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
-    let kubelet = Kubelet::of(&daemon, "kept");
-    let settings = kubelet.volume("configmap", "settings");
-    Kubelet::write(&settings, "..one", &[("colour", "red\n")]);
-    let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "kept")).await;
-    let script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); usleep 20000; done; exit 7";
-    let mut counting = container_config("counting", &name, &["/bin/sh", "-c", script]);
-    counting.mounts = vec![mount(&settings, "/etc/settings")];
-    let counting = pod.start(counting).await;
-    let staying = pod.start(container_config("staying", &name, &["/bin/sleep", "1000"])).await;
-    prints(&pod, "counting", "line 3\n").await;
-
-    daemon.kill();
-    Kubelet::write(&settings, "..two", &[("colour", "blue\n")]);
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    daemon.restart().await;
-    pod.reconnect(&daemon).await;
-
-    assert_eq!(pod.status().await.state, cri::PodSandboxState::SandboxReady as i32);
-    assert_eq!(pod.ended(&counting).await.exit_code, 7);
-    let expected: String = (0..400).map(|number| format!("line {number}\n")).collect();
-    assert_eq!(pod.log("counting"), expected);
-    assert_eq!(pod.output(&staying, &["echo", "here"]).await, "here\n");
-    let mut again = container_config("again", &name, &["/bin/sleep", "1000"]);
-    again.mounts = vec![mount(&settings, "/etc/settings")];
-    let again = pod.start(again).await;
-    assert_eq!(pod.output(&again, &["cat", "/etc/settings/colour"]).await, "blue\n");
-    pod.stop().await;
-    pod.remove().await;
-    daemon.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_vmm_ends_its_pod_and_no_other() {
-    let mut daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
-    let mut victim = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "victim")).await;
-    let mut other = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "other")).await;
-    let doomed = victim.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
-    let safe = other.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
-
-    rustix::process::kill_process(vmm_of(&daemon, &victim).await, rustix::process::Signal::KILL).unwrap();
-
-    eventually("the pod has ended", patience(2), async || {
-        (victim.status().await.state == cri::PodSandboxState::SandboxNotready as i32).then_some(())
-    })
-    .await;
-    let status = victim.ended(&doomed).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (255, "VMMLost"));
-    assert_eq!(other.output(&safe, &["echo", "alive"]).await, "alive\n");
-    assert_eq!(other.status().await.state, cri::PodSandboxState::SandboxReady as i32);
-
-    // And one that dies while nobody looks is found dead
-    let pid = vmm_of(&daemon, &other).await;
-    daemon.kill();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    daemon.restart().await;
-    other.reconnect(&daemon).await;
-    victim.reconnect(&daemon).await;
-    assert_eq!(other.ended(&safe).await.exit_code, 255);
-    assert_eq!(other.status().await.state, cri::PodSandboxState::SandboxNotready as i32);
-    for pod in [&mut victim, &mut other] {
-        pod.stop().await;
-        pod.remove().await;
-    }
-    assert_eq!(machines_of(&daemon), Vec::<String>::new());
-    daemon.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_machine_that_reaches_its_pods_memory_limit_is_told_as_oom() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("perl", "v1", &perl());
-    daemon.pull(&name).await;
-    let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "oom")).await;
-    let script = "sleep 3; $x = 'x' x (300 << 20); sleep 1000";
-    let greedy = pod.start(container_config("greedy", &name, &["/usr/bin/perl", "-e", script])).await;
-    let limit = format!("/sys/fs/cgroup/{}/{}/memory.max", daemon.cgroup(), pod.id);
-    fs::write(limit, (200_u64 << 20).to_string()).unwrap();
-    let status = pod.ended(&greedy).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (255, "OOMKilled"), "{}", status.message);
-    assert_eq!(pod.status().await.state, cri::PodSandboxState::SandboxNotready as i32);
-    pod.stop().await;
-    pod.remove().await;
-    daemon.finish().await;
-}
-
-fn privileged(mut config: cri::PodSandboxConfig) -> cri::PodSandboxConfig {
-    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
-    config
-}
-
-fn privileged_container(mut config: cri::ContainerConfig) -> cri::ContainerConfig {
-    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
-    config
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_privileged_container_owns_its_machine_and_nothing_of_the_host() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
-    let mut config = privileged(networked_pod_config(&daemon, "root"));
-    let linux = config.linux.as_mut().unwrap();
-    linux.sysctls = [
-        ("kernel.core_pattern".to_owned(), "/tmp/core.%p".to_owned()),
-        ("vm.max_map_count".to_owned(), "123456".to_owned()),
-        // Whoever takes too much memory makes the kernel panic.
-        ("vm.panic_on_oom".to_owned(), "2".to_owned()),
-        ("net.core.somaxconn".to_owned(), "321".to_owned()),
-    ]
-    .into();
-    let mut pod = Pod::run_microvm(&daemon, config).await;
-    let main = privileged_container(container_config("main", &name, &["/bin/sleep", "1000"]));
-    let main = pod.start(main).await;
-
-    // Every capability of the guest's, none of the host's devices
-    let status = pod.shell(&main, "grep CapEff /proc/self/status").await;
-    assert!(status.contains("000001ff") || status.contains("000003ff"), "{status}");
-    assert_ne!(pod.exec(&main, &["test", "-e", "/dev/kvm"]).await.exit_code, 0);
-    // Sysctls of the whole kernel are the machine's own
-    let before = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    assert_eq!(pod.output(&main, &["cat", "/proc/sys/kernel/core_pattern"]).await, "/tmp/core.%p\n");
-    assert_eq!(pod.output(&main, &["cat", "/proc/sys/vm/max_map_count"]).await, "123456\n");
-    assert_eq!(pod.output(&main, &["cat", "/proc/sys/net/core/somaxconn"]).await, "321\n");
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), before);
-
-    // And a guest whose kernel panics ends its pod, with the reason
-    let mut greedy = container_config("greedy", &name, &["/bin/tail", "/dev/zero"]);
-    greedy.linux.as_mut().unwrap().resources =
-        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
-    pod.start(greedy).await;
-    let status = pod.ended(&main).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (255, "GuestPanic"), "{}", status.message);
-    assert!(status.message.contains("panic"), "{}", status.message);
-    pod.stop().await;
-    pod.remove().await;
-    daemon.finish().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_machine_cannot_do_is_refused_with_the_reason() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
+    let Some(Ground { daemon, image: name, registry: _registry }) = Ground::new().await else {
+        return;
+    };
     let node = cri::NamespaceMode::Node as i32;
     type Change = fn(&mut cri::NamespaceOption, i32);
     let cases: [(Change, &str); 3] = [
@@ -577,35 +260,6 @@ async fn what_a_machine_cannot_do_is_refused_with_the_reason() {
     let socket = daemon.path("service.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     fails(&mut pod, 3, &|config| config.mounts = vec![mount(&socket, "/run/service.sock")], "socket").await;
-    pod.stop().await;
-    pod.remove().await;
-    daemon.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_machine_has_the_size_of_its_pod_and_follows_it() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
-    let mut config = networked_pod_config(&daemon, "sized");
-    config.linux.as_mut().unwrap().resources =
-        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 256 << 20, ..Default::default() });
-    let mut pod = Pod::run_microvm(&daemon, config).await;
-    let id = pod.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
-    let total = async |pod: &mut Pod| -> u64 {
-        let line = pod.shell(&id, "grep MemTotal /proc/meminfo | awk '{print $2}'").await;
-        line.trim().parse::<u64>().unwrap() << 10
-    };
-    let born = total(&mut pod).await;
-    assert!((150 << 20..310 << 20).contains(&born), "{born}");
-    assert_eq!(pod.output(&id, &["nproc"]).await, "1\n", "as many as this machine has");
-    let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: true };
-    let info = pod.client().container_status(request).await.unwrap().into_inner().info;
-    assert!(info["info"].contains(r#""runtimeType":"microvm""#), "{info:?}");
     pod.stop().await;
     pod.remove().await;
     daemon.finish().await;

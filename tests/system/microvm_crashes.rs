@@ -2,57 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use hull_tests::daemon::Daemon;
-use hull_tests::image;
-use hull_tests::microvm::available;
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
-use hull_tests::registry::Registry;
 use hull_tests::{eventually, patience};
 use k8s_cri::v1 as cri;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use super::microvm::{machines_of, mount, vmm_of};
-
-struct Ground {
-    daemon: Daemon,
-    image: String,
-    _registry: Registry,
-}
-
-impl Ground {
-    /// None where there can be no machines.
-    async fn new() -> Option<Ground> {
-        let daemon = Daemon::start().await;
-        if !available(&daemon).await {
-            daemon.finish().await;
-            return None;
-        }
-        let registry = Registry::start();
-        let image = registry.push("busybox", "v1", &image::busybox());
-        daemon.pull(&image).await;
-        Some(Ground { daemon, image, _registry: registry })
-    }
-
-    async fn pod(&self, name: &str) -> Pod {
-        Pod::run_microvm(&self.daemon, networked_pod_config(&self.daemon, name)).await
-    }
-
-    fn sleeper(&self) -> cri::ContainerConfig {
-        container_config("main", &self.image, &["/bin/sleep", "1000"])
-    }
-
-    fn record(&self, pod: &str) -> PathBuf {
-        self.daemon.root().join("state/sandboxes").join(pod)
-    }
-
-    async fn restart(&mut self, pod: &mut Pod) {
-        self.daemon.restart().await;
-        pod.reconnect(&self.daemon).await;
-    }
-}
+use super::microvm_ground::{Ground, Kubelet, machines_of, mount, prints, vmm_of};
 
 async fn not_ready(pod: &mut Pod) {
     eventually("the pod is not ready", patience(20), async || {
@@ -239,4 +196,78 @@ async fn machines_that_nobody_knows_are_ended_at_the_next_start() {
     known.remove().await;
     assert_eq!(machines_of(&ground.daemon), Vec::<String>::new());
     ground.daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_daemon_loses_nothing_of_a_machine() {
+    let Some(Ground { mut daemon, image: name, registry: _registry }) = Ground::new().await else {
+        return;
+    };
+    let kubelet = Kubelet::of(&daemon, "kept");
+    let settings = kubelet.volume("configmap", "settings");
+    Kubelet::write(&settings, "..one", &[("colour", "red\n")]);
+    let mut pod = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "kept")).await;
+    let script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); usleep 20000; done; exit 7";
+    let mut counting = container_config("counting", &name, &["/bin/sh", "-c", script]);
+    counting.mounts = vec![mount(&settings, "/etc/settings")];
+    let counting = pod.start(counting).await;
+    let staying = pod.start(container_config("staying", &name, &["/bin/sleep", "1000"])).await;
+    prints(&pod, "counting", "line 3\n").await;
+
+    daemon.kill();
+    Kubelet::write(&settings, "..two", &[("colour", "blue\n")]);
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    daemon.restart().await;
+    pod.reconnect(&daemon).await;
+
+    assert_eq!(pod.status().await.state, cri::PodSandboxState::SandboxReady as i32);
+    assert_eq!(pod.ended(&counting).await.exit_code, 7);
+    let expected: String = (0..400).map(|number| format!("line {number}\n")).collect();
+    assert_eq!(pod.log("counting"), expected);
+    assert_eq!(pod.output(&staying, &["echo", "here"]).await, "here\n");
+    let mut again = container_config("again", &name, &["/bin/sleep", "1000"]);
+    again.mounts = vec![mount(&settings, "/etc/settings")];
+    let again = pod.start(again).await;
+    assert_eq!(pod.output(&again, &["cat", "/etc/settings/colour"]).await, "blue\n");
+    pod.stop().await;
+    pod.remove().await;
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_vmm_ends_its_pod_and_no_other() {
+    let Some(Ground { mut daemon, image: name, registry: _registry }) = Ground::new().await else {
+        return;
+    };
+    let mut victim = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "victim")).await;
+    let mut other = Pod::run_microvm(&daemon, networked_pod_config(&daemon, "other")).await;
+    let doomed = victim.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+    let safe = other.start(container_config("main", &name, &["/bin/sleep", "1000"])).await;
+
+    rustix::process::kill_process(vmm_of(&daemon, &victim).await, rustix::process::Signal::KILL).unwrap();
+
+    eventually("the pod has ended", patience(2), async || {
+        (victim.status().await.state == cri::PodSandboxState::SandboxNotready as i32).then_some(())
+    })
+    .await;
+    let status = victim.ended(&doomed).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "VMMLost"));
+    assert_eq!(other.output(&safe, &["echo", "alive"]).await, "alive\n");
+    assert_eq!(other.status().await.state, cri::PodSandboxState::SandboxReady as i32);
+
+    // And one that dies while nobody looks is found dead
+    let pid = vmm_of(&daemon, &other).await;
+    daemon.kill();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    daemon.restart().await;
+    other.reconnect(&daemon).await;
+    victim.reconnect(&daemon).await;
+    assert_eq!(other.ended(&safe).await.exit_code, 255);
+    assert_eq!(other.status().await.state, cri::PodSandboxState::SandboxNotready as i32);
+    for pod in [&mut victim, &mut other] {
+        pod.stop().await;
+        pod.remove().await;
+    }
+    assert_eq!(machines_of(&daemon), Vec::<String>::new());
+    daemon.finish().await;
 }

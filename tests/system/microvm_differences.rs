@@ -6,7 +6,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use hull_tests::daemon::Daemon;
 use hull_tests::image::{self, Image, Packing};
 use hull_tests::microvm::available;
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
@@ -14,7 +13,7 @@ use hull_tests::registry::Registry;
 use hull_tests::{eventually, patience};
 use k8s_cri::v1 as cri;
 
-use super::microvm::{Kubelet, mount};
+use super::microvm_ground::{Ground, Kubelet, mount};
 
 fn run(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status().unwrap();
@@ -27,15 +26,13 @@ fn text(path: &Path) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_of_the_host_end_at_the_machine() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
     let layers = vec![(image::busybox_layer(), Packing::Gzip), (image::perl_layer(), Packing::Plain)];
     let config = serde_json::json!({"Env": ["PATH=/bin:/usr/bin"]});
-    let name = registry.push("perl", "v1", &Image::new(layers, config));
-    daemon.pull(&name).await;
+    let Some(Ground { daemon, image: name, registry: _registry }) =
+        Ground::with(&Image::new(layers, config)).await
+    else {
+        return;
+    };
     let kubelet = Kubelet::of(&daemon, "volumes");
     let host = daemon.path("host");
     for directory in ["before", "later"] {
@@ -104,13 +101,9 @@ async fn volumes_of_the_host_end_at_the_machine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_has_its_own_kernel_clock_and_limits() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
+    let Some(Ground { daemon, image: name, registry: _registry }) = Ground::new().await else {
+        return;
+    };
     let shared = |mut config: cri::ContainerConfig| {
         let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
         context.namespace_options.get_or_insert_default().pid = cri::NamespaceMode::Pod as i32;

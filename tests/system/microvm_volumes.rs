@@ -4,22 +4,14 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
-use hull_tests::daemon::Daemon;
 use hull_tests::image::{self, Image, Layer, Packing};
-use hull_tests::microvm::available;
 use hull_tests::pod::{Pod, container_config, networked_pod_config};
-use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
 
-use crate::microvm::{Kubelet, mount};
+use super::microvm_ground::{Ground, Kubelet, mount};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_of_every_kind_are_what_kubelet_means() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
     let layers = vec![
         (image::busybox_layer(), Packing::Gzip),
         (
@@ -28,8 +20,9 @@ async fn volumes_of_every_kind_are_what_kubelet_means() {
         ),
     ];
     let with_volume = Image::new(layers, serde_json::json!({"Env": ["PATH=/bin"], "Volumes": {"/data": {}}}));
-    let name = registry.push("volume", "v1", &with_volume);
-    daemon.pull(&name).await;
+    let Some(Ground { daemon, image: name, registry: _registry }) = Ground::with(&with_volume).await else {
+        return;
+    };
     let kubelet = Kubelet::of(&daemon, "volumes");
     let secret = kubelet.volume("secret", "keys");
     Kubelet::write(&secret, "..one", &[("key", "s3cret")]);
@@ -92,13 +85,9 @@ async fn volumes_of_every_kind_are_what_kubelet_means() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_raw_block_volume_is_a_device_of_the_guest() {
-    let daemon = Daemon::start().await;
-    if !available(&daemon).await {
-        return daemon.finish().await;
-    }
-    let registry = Registry::start();
-    let name = registry.push("busybox", "v1", &image::busybox());
-    daemon.pull(&name).await;
+    let Some(Ground { daemon, image: name, registry: _registry }) = Ground::new().await else {
+        return;
+    };
     let disk = daemon.path("disk");
     fs::write(&disk, vec![b'd'; 4 << 20]).unwrap();
     let output =

@@ -9,7 +9,7 @@ use hull_tests::registry::Registry;
 use k8s_cri::v1 as cri;
 use serde_json::json;
 
-use super::microvm::Kubelet;
+use super::microvm_ground::Kubelet;
 
 const HOST_ID: u32 = 300_000;
 const LENGTH: u32 = 65_536;
