@@ -1,7 +1,7 @@
 //! Records of pods and containers in hulld's state directory.
 #![no_main]
 
-use hull_cri::store::frame::{decode, encode};
+use hull_cri::store::frame::{decode, decode_last, encode};
 use hull_cri::store::record::{ContainerRecord, SandboxRecord};
 use libfuzzer_sys::fuzz_target;
 
@@ -15,6 +15,9 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(record) = decode::<SandboxRecord>(&framed) {
         let again = encode(&record).expect("what was decoded can be encoded");
         assert_eq!(decode::<SandboxRecord>(&again).as_ref(), Ok(&record));
+        // Behind it what was added: a record that counts, or garbage that does not.
+        let (last, end) = decode_last::<SandboxRecord>(&[&again[..], data].concat()).expect("the first is whole");
+        assert!(end >= again.len() && (end > again.len() || last == record));
     }
     let _ = decode::<ContainerRecord>(&framed);
 });

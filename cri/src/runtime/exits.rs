@@ -95,9 +95,11 @@ impl Runtime {
         let Some(container) = pod.container(&state.id) else { return };
         if let Some(exit) = &state.exit {
             self.note_exit(pod, exit);
-        } else if container.phase() == ContainerPhase::Starting {
-            // hulld was killed between the agent's start and its own note of it; who runs there is not known.
+        } else if matches!(container.phase(), ContainerPhase::Created | ContainerPhase::Starting) {
+            // hulld was killed between the agent's start and its own note of it, or the end of the record is torn; who runs
+            // there is not known.
             container.change(&self.store, |record| {
+                record.begin_start(&self.boot_id);
                 record.started(state.pid, state.started_at, RunningUser::default());
             });
         }

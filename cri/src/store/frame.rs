@@ -1,7 +1,7 @@
 //! How a record lies in its file, so that a torn one is recognised.
 //!
 //! magic "HULL", a version byte, three zero bytes, the payload's length (u32, little endian), its CRC-32 (u32, little
-//! endian), the payload. Nothing may follow.
+//! endian), the payload. A file may hold several: the last whole one counts.
 
 use prost::Message;
 
@@ -49,8 +49,29 @@ pub fn encode(record: &impl Message) -> Result<Vec<u8>, FrameError> {
     Ok(bytes)
 }
 
-/// The record in a file's bytes.
+/// The record in the bytes of a file that holds one.
 pub fn decode<R: Message + Default>(bytes: &[u8]) -> Result<R, FrameError> {
+    let payload = payload(bytes)?;
+    if HEADER + payload.len() != bytes.len() {
+        return Err(FrameError::Torn(bytes.len()));
+    }
+    content(payload)
+}
+
+/// The last whole record in the bytes of a file that holds several, and how many bytes lead up to its end: what follows
+/// is torn. An error if not even the first is whole.
+pub fn decode_last<R: Message + Default>(bytes: &[u8]) -> Result<(R, usize), FrameError> {
+    let mut last = payload(bytes)?;
+    let mut end = HEADER + last.len();
+    while let Ok(next) = payload(&bytes[end..]) {
+        last = next;
+        end += HEADER + next.len();
+    }
+    Ok((content(last)?, end))
+}
+
+/// Of the first record in `bytes`.
+fn payload(bytes: &[u8]) -> Result<&[u8], FrameError> {
     let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let (Some(header), Some(length), Some(checksum)) = (bytes.get(..8), word(8), word(12)) else {
         return Err(FrameError::Torn(bytes.len()));
@@ -58,13 +79,14 @@ pub fn decode<R: Message + Default>(bytes: &[u8]) -> Result<R, FrameError> {
     if header[..4] != *MAGIC || header[4] != VERSION {
         return Err(FrameError::UnknownFormat);
     }
-    let payload = &bytes[HEADER..];
-    if payload.len() != length as usize {
-        return Err(FrameError::Torn(bytes.len()));
-    }
+    let payload = bytes[HEADER..].get(..length as usize).ok_or(FrameError::Torn(bytes.len()))?;
     if crc32fast::hash(payload) != checksum {
         return Err(FrameError::Checksum);
     }
+    Ok(payload)
+}
+
+fn content<R: Message + Default>(payload: &[u8]) -> Result<R, FrameError> {
     R::decode(payload).map_err(|error| FrameError::Content(error.to_string()))
 }
 
@@ -89,6 +111,22 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(decode::<SandboxRecord>(&bytes[..length]), Err(FrameError::Torn(length)));
         }
+    }
+
+    #[test]
+    fn of_several_records_the_last_whole_one_counts() {
+        let states = [1, 2, 3].map(|created_at| SandboxRecord { created_at, ..record() });
+        let frames = states.each_ref().map(|state| encode(state).unwrap());
+        let bytes = frames.concat();
+        let ends = [frames[0].len(), frames[0].len() + frames[1].len(), bytes.len()];
+        for length in 0..=bytes.len() {
+            let last = decode_last::<SandboxRecord>(&bytes[..length]).ok();
+            let whole = ends.iter().rposition(|end| *end <= length);
+            assert_eq!(last, whole.map(|index| (states[index].clone(), ends[index])), "{length}");
+        }
+        // What a power cut leaves of a longer file: zeros.
+        let zeros = [&bytes[..ends[1]], &[0; 500]].concat();
+        assert_eq!(decode_last::<SandboxRecord>(&zeros).unwrap(), (states[1].clone(), ends[1]));
     }
 
     #[test]

@@ -1,29 +1,29 @@
-//! Records of pods and containers on disk: one small file for each, replaced by renaming.
+//! Records of pods and containers on disk: one small file for each, `ROOT/state/sandboxes/ID` and
+//! `ROOT/state/containers/ID`, to which each change adds the record as it is from then on.
 //!
-//! A record is written before the effect that it describes and is not flushed: what a power cut tears is an orphan,
-//! noticed by its checksum, reported once and swept. `ROOT/state/sandboxes/ID` and `ROOT/state/containers/ID`.
+//! A record is written before the effect that it describes and is not flushed. What a power cut or a full disk tears is
+//! the end of a file, noticed by its checksum: the record before it, which nothing has touched since it was written,
+//! stands. A file in which no record is whole is an orphan, reported once and swept.
 //!
-//! An object that is older than that must not be lost, for a stopped container can be started again with what it has
-//! written. Where renaming does not flush what is renamed (XFS), a power cut soon after leaves an empty file in place of
-//! both records. So one that has been there for long enough to be on the disk is kept as `ID~` when another takes its
-//! place, until the next one that has; it stands in for a torn one.
+//! Adding costs a twentieth of replacing the file by renaming, which lets ext4 give out the new one's blocks at once and
+//! take back the old one's. A file that has grown is replaced nevertheless, by one that has been flushed: no start and no
+//! end makes it grow so far.
 
 pub mod frame;
 pub mod record;
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use prost::Message;
 
 use self::record::{ContainerRecord, SandboxRecord};
 
-/// After so long, a file that was written is on the disk: the kernel writes what is older than half a minute
-/// (Documentation/admin-guide/sysctl/vm.rst, dirty_expire_centisecs), and journals are as quick.
-const SETTLED: Duration = Duration::from_secs(120);
+/// A file that has more bytes than this, and twice those of the record that is to be added, is replaced by one that holds
+/// that record alone.
+const GROWN: u64 = 64 << 10;
 
 /// Why a record could not be written, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -84,55 +84,60 @@ impl<R: Record> Table<R> {
         Ok(Self { directory, kind: PhantomData })
     }
 
-    /// Writes the record, in place of an older one of the same id.
+    /// Writes the record, which from then on is the one of its id. If it fails, the one before it still is.
     pub fn put(&self, record: &R) -> Result<(), StoreError> {
         let bytes = frame::encode(record)
             .map_err(|source| StoreError::Encode { id: record.id().to_owned(), source })?;
         let path = self.directory.join(record.id());
-        // The caller orders the writes of one record, so the name is free.
-        let temporary = self.directory.join(format!(".{}", record.id()));
-        let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(&bytes));
-        written.map_err(io_error("write", &temporary))?;
-        if is_settled(&path) {
-            // Without it a power cut may cost this object: no reason to refuse the change.
-            let kept = self.kept(record.id());
-            let linked =
-                remove(&kept).and_then(|()| fs::hard_link(&path, &kept).map_err(io_error("keep", &path)));
-            if let Err(error) = linked {
-                tracing::debug!(%error, "no earlier record is kept");
-            }
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let mut file = file.map_err(io_error("open", &path))?;
+        let size = file.metadata().map_err(io_error("look at", &path))?.len();
+        if size > GROWN.max(2 * bytes.len() as u64) {
+            return self.replace(&path, record.id(), &bytes);
         }
-        fs::rename(&temporary, &path).map_err(io_error("replace", &path))
+        // The caller orders the writes of one record, so its end is where it was.
+        file.write_all(&bytes).map_err(|source| {
+            // What is there of it would hide whatever is added after it.
+            let undone = if size == 0 { fs::remove_file(&path) } else { file.set_len(size) };
+            if let Err(error) = undone {
+                tracing::error!(path = %path.display(), %error, "cannot take back half a record");
+            }
+            io_error("write", &path)(source)
+        })
+    }
+
+    /// A file of this record alone. It is on the disk before its name leads to it: not every filesystem sees to that.
+    fn replace(&self, path: &Path, id: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let temporary = self.directory.join(format!(".{id}"));
+        let written = File::create(&temporary).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_data()
+        });
+        written.map_err(io_error("write", &temporary))?;
+        fs::rename(&temporary, path).map_err(io_error("replace", path))
     }
 
     /// Removes the record; one that is not there is no error.
     pub fn remove(&self, id: &str) -> Result<(), StoreError> {
-        // In this order: what is kept stands for nothing by itself.
-        remove(&self.kept(id))?;
         remove(&self.directory.join(id))
     }
 
-    /// All records that can be read. What cannot (torn, unknown, left over from a write) is removed with a warning, unless
-    /// what was kept of an earlier time stands in for it.
+    /// All records that can be read. What cannot (torn, unknown, left over from a write) is removed with a warning.
     pub fn load(&self) -> Result<Vec<R>, StoreError> {
         let mut records = Vec::new();
         for path in self.files()? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let failure = match read::<R>(&path, name) {
-                Ok(record) => {
+            match read::<R>(&path, name) {
+                Ok(Found { record, torn: None }) => records.push(record),
+                Ok(Found { record, torn: Some(end) }) => {
+                    tracing::warn!(record = %path.display(), "the end of a record is torn; what it was before stands");
+                    cut(&path, end)?;
                     records.push(record);
-                    continue;
                 }
-                Err(failure) => failure,
-            };
-            let kept = self.kept(name);
-            if let Ok(record) = read::<R>(&kept, name) {
-                tracing::warn!(record = %path.display(), %failure, "a record cannot be read; an earlier one stands in");
-                fs::rename(&kept, &path).map_err(io_error("replace", &path))?;
-                records.push(record);
-            } else if !self.is_kept_beside_another(name) {
-                tracing::warn!(record = %path.display(), %failure, "a record cannot be read; it is dropped");
-                remove(&path)?;
+                Err(failure) => {
+                    tracing::warn!(record = %path.display(), %failure, "a record cannot be read; it is dropped");
+                    remove(&path)?;
+                }
             }
         }
         Ok(records)
@@ -144,22 +149,12 @@ impl<R: Record> Table<R> {
         let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
         paths.map_err(io_error("list", &self.directory))
     }
-
-    /// Where the earlier record is.
-    fn kept(&self, id: &str) -> PathBuf {
-        self.directory.join(format!("{id}~"))
-    }
-
-    /// Whether the file is an earlier record of one that is there.
-    fn is_kept_beside_another(&self, name: &str) -> bool {
-        name.strip_suffix('~').is_some_and(|id| is_id(id) && self.directory.join(id).exists())
-    }
 }
 
-/// Whether there is a record that a power cut does not tear any more.
-fn is_settled(path: &Path) -> bool {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age >= SETTLED))
+/// Leaves the first `end` bytes: what is added comes after whole records only.
+fn cut(path: &Path, end: u64) -> Result<(), StoreError> {
+    let cut = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(end));
+    cut.map_err(io_error("cut the torn end off", path))
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {
@@ -169,21 +164,28 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+struct Found<R> {
+    record: R,
+    /// Where the whole ones end, if something follows.
+    torn: Option<u64>,
+}
+
 /// The record of this id.
-fn read<R: Record>(path: &Path, id: &str) -> Result<R, String> {
+fn read<R: Record>(path: &Path, id: &str) -> Result<Found<R>, String> {
     if !is_id(id) {
         return Err("it is left over from an interrupted write".into());
     }
     let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if size > frame::MAX_RECORD as u64 + 64 {
+    // Up to three of the largest, see `GROWN`.
+    if size > 3 * (frame::MAX_RECORD as u64 + 64) {
         return Err(format!("{size} bytes are too many"));
     }
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    let record: R = frame::decode(&bytes).map_err(|error| error.to_string())?;
+    let (record, end) = frame::decode_last::<R>(&bytes).map_err(|error| error.to_string())?;
     if record.id() != id {
         return Err(format!("it belongs to {}", record.id()));
     }
-    Ok(record)
+    Ok(Found { record, torn: (end < bytes.len()).then_some(end as u64) })
 }
 
 /// All records of a hulld.
@@ -231,54 +233,74 @@ mod tests {
         assert_eq!(loaded, [SandboxRecord { created_at: 3, ..record("a") }]);
     }
 
-    fn settle(path: &Path) {
-        let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
-        fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    fn path(directory: &Path) -> PathBuf {
+        directory.join("sandboxes").join("a".repeat(64))
     }
 
-    /// XFS: a power cut soon after a rename leaves an empty file. Neither the container nor its writable layer is lost.
     #[test]
-    fn an_old_record_stands_in_for_a_younger_one_that_a_power_cut_has_torn() {
+    fn what_is_torn_at_the_end_gives_way_to_what_was_before_and_hides_nothing_that_is_added() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let state = |created_at| SandboxRecord { created_at, ..record("a") };
-        let path = directory.path().join("sandboxes").join("a".repeat(64));
+        let (path, state) = (path(directory.path()), |at| SandboxRecord { created_at: at, ..record("a") });
         store.sandboxes.put(&state(1)).unwrap();
-        settle(&path);
-        // Of these nothing may be on the disk yet.
         store.sandboxes.put(&state(2)).unwrap();
-        store.sandboxes.put(&state(3)).unwrap();
-        assert_eq!(store.sandboxes.load().unwrap(), [state(3)]);
-        fs::write(&path, b"").unwrap();
-        assert_eq!(store.sandboxes.load().unwrap(), [state(1)]);
-        assert_eq!(store.sandboxes.load().unwrap(), [state(1)], "it has the name again");
-        // A later one takes its place.
-        settle(&path);
-        store.sandboxes.put(&state(4)).unwrap();
-        settle(&path);
-        store.sandboxes.put(&state(5)).unwrap();
-        fs::write(&path, b"").unwrap();
-        assert_eq!(store.sandboxes.load().unwrap(), [state(4)]);
+        let whole = fs::read(&path).unwrap();
+        for torn in [whole[..whole.len() - 1].to_vec(), [&whole[..whole.len() / 2], &[0; 4096]].concat()] {
+            fs::write(&path, torn).unwrap();
+            assert_eq!(store.sandboxes.load().unwrap(), [state(1)]);
+            assert_eq!(fs::read(&path).unwrap(), whole[..whole.len() / 2]);
+            store.sandboxes.put(&state(3)).unwrap();
+            assert_eq!(store.sandboxes.load().unwrap(), [state(3)]);
+        }
     }
 
     #[test]
-    fn nothing_is_left_of_a_record_that_is_removed() {
+    fn a_file_does_not_grow_for_ever_and_the_last_change_counts() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let sandboxes = directory.path().join("sandboxes");
-        let path = sandboxes.join("a".repeat(64));
-        for _ in 0..2 {
-            store.sandboxes.put(&record("a")).unwrap();
-            settle(&path);
+        let hostname = "h".repeat(1000);
+        let mut largest = 0;
+        for created_at in 0..500 {
+            let state = SandboxRecord { created_at, hostname: hostname.clone(), ..record("a") };
+            store.sandboxes.put(&state).unwrap();
+            largest = largest.max(fs::metadata(path(directory.path())).unwrap().len());
+            if created_at % 50 == 49 {
+                assert_eq!(store.sandboxes.load().unwrap(), [state]);
+            }
         }
-        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 2);
-        store.sandboxes.remove(&record("a").id).unwrap();
-        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
-        // By itself an earlier one is no record.
-        store.sandboxes.put(&record("a")).unwrap();
-        fs::rename(&path, sandboxes.join(format!("{}~", "a".repeat(64)))).unwrap();
-        assert_eq!(store.sandboxes.load().unwrap(), []);
-        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
+        assert!((GROWN..GROWN + 2000).contains(&largest), "{largest}");
+        assert_eq!(fs::read_dir(directory.path().join("sandboxes")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_the_disk_refuses_leaves_the_record_as_it_was() {
+        let mounted = tempfile::tempdir().unwrap();
+        let namespace = std::thread::spawn({
+            let place = mounted.path().to_owned();
+            move || {
+                // A thread of its own, whose mount namespace ends with it.
+                hull_sys::namespace::unshare(hull_sys::namespace::Namespaces::MOUNT).unwrap();
+                let status = std::process::Command::new("sh")
+                    .args(["-c", "mount --make-rprivate / && exec mount -t tmpfs -o size=16k tmpfs \"$0\""])
+                    .arg(&place)
+                    .status();
+                assert!(status.unwrap().success());
+                let store = Store::open(&place).unwrap();
+                let state =
+                    |at, size| SandboxRecord { created_at: at, hostname: "h".repeat(size), ..record("a") };
+                store.sandboxes.put(&state(1, 10)).unwrap();
+                assert!(store.sandboxes.put(&state(2, 20_000)).is_err());
+                assert_eq!(store.sandboxes.load().unwrap(), [state(1, 10)]);
+                store.sandboxes.put(&state(3, 10)).unwrap();
+                assert_eq!(store.sandboxes.load().unwrap(), [state(3, 10)]);
+                // One that never was there leaves no file
+                assert!(
+                    store.sandboxes.put(&SandboxRecord { id: "b".repeat(64), ..state(4, 20_000) }).is_err()
+                );
+                assert!(!place.join("sandboxes").join("b".repeat(64)).exists());
+            }
+        });
+        namespace.join().unwrap();
     }
 
     #[test]
