@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use common::{Pod, is_alive, shell, until};
 use hull_agent::protocol::exit_record;
 use hull_agent::protocol::messages::{
-    CreateSandbox, Exec, Forget, PidMode, Resources, Signal, StartContainer, StopExec, UpdateResources,
-    error::Code, event, request::Call, response::Outcome, user,
+    CreateSandbox, Exec, Forget, PidMode, PrepareContainer, Resources, Signal, StartContainer, StopExec,
+    UpdateResources, error::Code, event, request::Call, response::Outcome, user,
 };
 
 #[test]
@@ -123,6 +123,77 @@ fn a_sandbox_that_cannot_be_made_says_why_and_the_agent_ends() {
         let error = common::failed_birth(change);
         assert!(error.message.contains(word), "{}", error.message);
     }
+}
+
+/// A waiting agent must not keep the host's mounts busy, which would make their unmounting fail or mean nothing.
+#[test]
+fn an_agent_that_waits_for_its_pod_holds_no_mount_of_the_host() {
+    let mut pod = Pod::of_prepared_agent(|agent| {
+        let mounts = || {
+            let table = fs::read_to_string(format!("/proc/{agent}/mountinfo")).unwrap();
+            let point = |line: &str| line.split(' ').nth(4).unwrap().to_owned();
+            table.lines().map(point).filter(|point| point != "/run/hull/cgroup").collect::<Vec<_>>()
+        };
+        until("it has left the host", || mounts() == ["/", "/proc"]);
+    });
+    pod.run("main", "cat /etc/passwd /sys/kernel/mm/transparent_hugepage/enabled; mount");
+    assert_eq!(pod.client.exited("main").exit_code, 0);
+    assert_eq!(pod.lines("main")[0], "root:x:0:0:root:/root:/bin/sh");
+    pod.stop();
+}
+
+#[test]
+fn a_prepared_agent_refuses_a_pod_that_it_has_not_prepared_for() {
+    let labelled =
+        |spec: &mut CreateSandbox| spec.mount_label = "system_u:object_r:container_file_t:s0".into();
+    let error = common::failed_birth_after_preparing(labelled);
+    assert!(error.message.contains("another kind"), "{}", error.message);
+}
+
+#[test]
+fn the_agent_is_counted_in_the_pods_cgroup_and_killed_by_its_own() {
+    let pod = Pod::new();
+    let memberships = fs::read_to_string(format!("/proc/{}/cgroup", pod.agent_pid)).unwrap();
+    for line in memberships.lines() {
+        let (controllers, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
+        let own = if controllers.is_empty() { "/agent" } else { "" };
+        let is_used = path.starts_with(&pod.cgroup_parent);
+        // A v1 hierarchy may be mounted nowhere.
+        assert!(is_used || !controllers.is_empty(), "{line}");
+        assert!(!is_used || path == format!("{}{own}", pod.cgroup_parent), "{line}");
+    }
+    // hulld's way if the agent does not answer.
+    pod.leaf("agent").kill().unwrap();
+    until("it is dead", || !is_alive(pod.agent_pid));
+    pod.forget();
+}
+
+#[test]
+fn the_cgroup_of_a_created_container_is_there_before_it_starts_and_goes_if_it_does_not() {
+    let mut pod = Pod::new();
+    let prepare = |pod: &mut Pod, id: &str| {
+        let call = PrepareContainer { container_id: id.into(), cgroup_leaf: id.into() };
+        pod.client.done(Call::PrepareContainer(call), &[]);
+    };
+    for id in ["starts", "forgotten", "stopped", "fails"] {
+        prepare(&mut pod, id);
+        prepare(&mut pod, id);
+        assert!(pod.leaf(id).clone_fd().is_some() && pod.leaf(id).exists(), "{id}");
+    }
+    pod.run("starts", "cat /proc/self/cgroup");
+    assert_eq!(pod.client.exited("starts").exit_code, 0);
+    let forget = |pod: &mut Pod, id: &str| {
+        pod.client.done(Call::Forget(Forget { container_id: id.into() }), &[]);
+        assert!(!pod.leaf(id).exists(), "{id}");
+    };
+    forget(&mut pod, "starts");
+    forget(&mut pod, "forgotten");
+    // A start that is refused before anything of it is made
+    let mut spec = pod.container("fails", "");
+    spec.process.as_mut().unwrap().args.clear();
+    assert!(matches!(pod.try_start(spec), Outcome::Error(_)));
+    forget(&mut pod, "fails");
+    pod.stop();
 }
 
 #[test]

@@ -29,18 +29,22 @@ fn private_kib(pid: i32) -> u64 {
     field("Private_Clean:") + field("Private_Dirty:")
 }
 
-/// What the memory controller counts for the agent's cgroup: its own pages and the kernel's for it (namespaces, mounts,
+/// What the memory controller counts for the agent, in its cgroup or, on v1, in the pod's without the container's: its own pages and the kernel's for it (namespaces, mounts,
 /// stacks), without the page cache of program and logs. Not the usage file: that is up to 512 KiB ahead of the truth,
 /// because each processor charges in batches.
 fn charged_kib(pod: &Pod) -> u64 {
     let v1 = Path::new("/sys/fs/cgroup/memory").exists();
     let root = if v1 { "/sys/fs/cgroup/memory" } else { "/sys/fs/cgroup" };
-    let read = |name: &str| fs::read_to_string(format!("{root}{}/agent/{name}", pod.cgroup_parent)).unwrap();
-    let stat = read("memory.stat");
+    let own = if v1 { "" } else { "agent/" };
+    let read = |name: &str| fs::read_to_string(format!("{root}{}/{name}", pod.cgroup_parent)).unwrap();
+    let stat = read(&format!("{own}memory.stat"));
     let field = |name: &str| -> u64 {
         stat.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
     };
-    let kernel = || read("memory.kmem.usage_in_bytes").trim().parse::<u64>().unwrap();
+    let kernel = || -> u64 {
+        let of = |name: &str| read(name).trim().parse::<u64>().unwrap();
+        of("memory.kmem.usage_in_bytes").saturating_sub(of("one/memory.kmem.usage_in_bytes"))
+    };
     let bytes = if v1 { field("rss ") + kernel() } else { field("anon ") + field("kernel ") };
     bytes / 1024
 }

@@ -24,6 +24,7 @@ use crate::security::apparmor::{self, AppArmorError};
 use crate::security::selinux::{self, Labels};
 use crate::security::{cdi, seccomp};
 use crate::store::record::{ContainerPhase, ContainerRecord, ImageFacts, ImageVolume, SandboxRecord};
+use crate::systemd::slice;
 
 impl Runtime {
     /// Makes a container in a pod and returns its id. A repeated request joins the one under way, or gets the
@@ -77,7 +78,7 @@ impl Runtime {
     ) -> Result<String> {
         let mut trace = Trace::begin("CreateContainer");
         let _order = pod.order.read().await;
-        pod.ready_agent()?;
+        let agent = pod.ready_agent()?;
         let admitted = pod.launcher.admit_container(&config);
         admitted.map_err(Error::sandbox("cannot make the container"))?;
         let image_volumes = self.image_volumes(&config)?;
@@ -123,6 +124,8 @@ impl Runtime {
             self.discard(&id).await;
             return Err(error);
         }
+        let place = pod.place();
+        pod.launcher.expect(&agent, &place, &id, slice::leaf(&place.cgroup_parent, &id));
         self.objects.add_container(Container::new(record, Arc::clone(pod), layers));
         trace.step("write the record, tell of it");
         self.traces.keep(trace, &id);

@@ -190,7 +190,9 @@ impl Runtime {
         let layout = hull_agent::cgroup::discover()?;
         let program = find_agent(&config)?;
         let systemd = systemd(config.cgroup.driver, &layout).await?;
-        let launcher = ProcessLauncher::new(program, &config.state, Arc::clone(&images), layout.clone())?;
+        let selinux = selinux::Policy::of_node().map(Arc::new);
+        let (store_of_images, labels) = (Arc::clone(&images), selinux.is_some());
+        let launcher = ProcessLauncher::new(program, &config.state, store_of_images, layout.clone(), labels)?;
         let launcher: Arc<dyn Launcher> = Arc::new(launcher.with_systemd(systemd.clone()));
         let launchers = launchers(&config, &launcher, &images, &layout, systemd.as_ref())?;
         let user_namespaces = user_namespaces::probe(&*launcher, &config.root).await;
@@ -211,7 +213,7 @@ impl Runtime {
             layout,
             systemd,
             apparmor: host::has_apparmor(),
-            selinux: selinux::Policy::of_node().map(Arc::new),
+            selinux,
             user_namespaces,
             started_at: host::now(),
             counting: Semaphore::new(1),

@@ -168,6 +168,10 @@ pub trait Launcher: Debug + Send + Sync {
         })
     }
 
+    /// A container of the pod has been created: what can be done for its start while nobody waits for it may be begun.
+    /// `cgroup_leaf` is as in the request that will start it.
+    fn expect(&self, _agent: &Agent, _place: &Place, _container: &str, _cgroup_leaf: String) {}
+
     /// Connects to the agent of a living pod.
     fn reconnect<'a>(&'a self, place: &'a Place)
     -> BoxFuture<'a, Result<(Arc<Agent>, Events), SandboxError>>;

@@ -1,17 +1,20 @@
 //! Agents' programs that run before anybody asks for their pods: to start one takes longer than all else that
 //! RunPodSandbox does.
 //!
-//! A prepared program waits for its first request and knows of no pod. It is nobody's to clear up: when hulld lets go of
-//! its socket, however hulld ends, it ends. Its log has no name until the program is given to a pod.
+//! A prepared program has left the host's mounts already, waits for its first request and knows of no pod. It is nobody's
+//! to clear up: when hulld lets go of its socket, however hulld ends, it ends. Its log has no name until the program is
+//! given to a pod.
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hull_agent::protocol::FrameWriter;
+use hull_agent::protocol::messages::{CgroupLayout, Message, Prepare, Request, message, request};
 use rustix::fs::{AtFlags, CWD, OFlags};
 use tokio::sync::Notify;
 
@@ -37,6 +40,8 @@ pub(super) struct Prepared {
     program: PathBuf,
     /// On the file system of the pods' directories.
     state: PathBuf,
+    /// What each is told at once.
+    request: Option<Message>,
     waiting: Mutex<Vec<Waiting>>,
     used: Arc<Notify>,
 }
@@ -65,11 +70,18 @@ impl Version {
 }
 
 impl Prepared {
-    /// None wait before the first was asked for: a node may have machines only. Must be called inside the runtime.
-    pub(super) fn new(program: &Path, state: &Path) -> Arc<Self> {
+    /// They prepare for pods without labels on this layout, if one is given. None wait before the first was asked for: a
+    /// node may have machines only. Must be called inside the runtime.
+    pub(super) fn new(program: &Path, state: &Path, layout: Option<&CgroupLayout>) -> Arc<Self> {
         let used = Arc::new(Notify::new());
         let (program, state) = (program.to_owned(), state.to_owned());
-        let prepared = Arc::new(Self { program, state, waiting: Mutex::default(), used: Arc::clone(&used) });
+        let request = layout.map(|layout| {
+            let call = request::Call::Prepare(Prepare { cgroups: Some(layout.clone()) });
+            let request = Request { slots: Vec::new(), call: Some(call) };
+            Message { id: 0, body: Some(message::Body::Request(request)) }
+        });
+        let waiting = Mutex::default();
+        let prepared = Arc::new(Self { program, state, request, waiting, used: Arc::clone(&used) });
         let weak = Arc::downgrade(&prepared);
         tokio::spawn(async move {
             loop {
@@ -107,6 +119,12 @@ impl Prepared {
         for _ in 0..missing() {
             let log = nameless(&self.state)?;
             let program = start(&self.program, log.try_clone()?)?;
+            if let Some(request) = &self.request {
+                let mut writer = FrameWriter::new();
+                writer.push(request, Vec::new()).map_err(io::Error::other)?;
+                // A new socket takes a small frame at once.
+                writer.write_to(program.socket.as_fd())?;
+            }
             let waiting = Waiting { program, log, version };
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
         }
@@ -186,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_prepared_program_writes_into_the_log_of_the_pod_that_it_is_given_to() {
         let directory = tempfile::tempdir().unwrap();
-        let prepared = Prepared::new(&program(directory.path(), "first"), directory.path());
+        let prepared = Prepared::new(&program(directory.path(), "first"), directory.path(), None);
         let log = directory.path().join("agent.log");
         assert!(prepared.take(&log).is_none(), "none is made before one was needed");
 
@@ -211,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_was_killed_while_it_waited_is_given_to_nobody() {
         let directory = tempfile::tempdir().unwrap();
-        let prepared = Prepared::new(&program(directory.path(), "here"), directory.path());
+        let prepared = Prepared::new(&program(directory.path(), "here"), directory.path(), None);
         drop(taken(&prepared, &directory.path().join("first")).await);
         let dead = all_wait(&prepared).await;
         for pid in &dead {
@@ -235,7 +253,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_was_replaced_is_given_to_nobody() {
         let directory = tempfile::tempdir().unwrap();
-        let prepared = Prepared::new(&program(directory.path(), "old"), directory.path());
+        let prepared = Prepared::new(&program(directory.path(), "old"), directory.path(), None);
         drop(taken(&prepared, &directory.path().join("one")).await);
         // When another is installed
         program(directory.path(), "new");

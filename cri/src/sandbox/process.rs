@@ -50,15 +50,16 @@ pub struct ProcessLauncher {
 
 impl ProcessLauncher {
     /// `program` is hull-agent; `state` is the directory in which pods have theirs; `layout` says where the cgroup
-    /// hierarchies are. Must be called inside the runtime.
+    /// hierarchies are; `labels`: pods have SELinux labels. Must be called inside the runtime.
     pub fn new(
         program: PathBuf,
         state: &Path,
         images: Arc<ImageStore>,
         layout: messages::CgroupLayout,
+        labels: bool,
     ) -> Result<Self, SandboxError> {
         let hierarchies = Hierarchies::open(&layout).map_err(cgroup("open the hierarchies of"))?;
-        let prepared = Prepared::new(&program, state);
+        let prepared = Prepared::new(&program, state, Some(&layout).filter(|_| !labels));
         Ok(Self { program, prepared, images, layout, hierarchies: Arc::new(hierarchies), systemd: None })
     }
 
@@ -121,6 +122,18 @@ impl Launcher for ProcessLauncher {
 
     fn user_namespace(&self, uids: IdMap, gids: IdMap) -> BoxFuture<'_, Result<PodNamespaces, SandboxError>> {
         Box::pin(user_namespace::make(&self.program, uids, gids))
+    }
+
+    fn expect(&self, agent: &Agent, place: &Place, container: &str, cgroup_leaf: String) {
+        // systemd makes those that it owns.
+        if self.owner(&place.cgroup_parent).is_some() {
+            return;
+        }
+        let call = messages::PrepareContainer { container_id: container.to_owned(), cgroup_leaf };
+        // Nobody waits for the answer: what could not be made now is made, or told of, when the container starts.
+        if let Err(error) = agent.ask(request::Call::PrepareContainer(call), Slots::default()) {
+            tracing::debug!(container, %error, "the pod's agent does not hear of a new container");
+        }
     }
 
     fn reconnect<'a>(
@@ -338,6 +351,8 @@ impl Newborn {
         outside: &Outside,
     ) -> Result<Launched, SandboxError> {
         let Self { socket, pid, place, layout, hierarchies, owner } = *self;
+        // Of a scope systemd knows which process is in it.
+        request.cgroup_leaf_in_v1 = owner.is_some();
         let slices = match owner {
             Some(systemd) => {
                 enter_slice(systemd, hierarchies, &place, pid, request.pod_resources.take()).await?

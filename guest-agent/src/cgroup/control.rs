@@ -41,6 +41,8 @@ pub(super) struct Control {
     pub(super) directories: Arc<Directories>,
     /// A checked name; `None` for the pod's directory itself.
     pub(super) leaf: Option<String>,
+    /// Whether the leaf exists in v1 hierarchies. If not, its processes live in the pod's own directory there.
+    pub(super) leaf_in_v1: bool,
 }
 
 impl fmt::Display for Control {
@@ -60,9 +62,20 @@ impl Control {
         self.directories.of(version).map(|_| version)
     }
 
-    /// Path of a control file relative to the pod's directory.
-    pub(super) fn path_of(&self, file: &str) -> String {
-        match &self.leaf {
+    /// The pod's own directory.
+    pub(super) fn of_pod(directories: Arc<Directories>) -> Self {
+        Self { directories, leaf: None, leaf_in_v1: false }
+    }
+
+    /// Name of the leaf in that hierarchy; `None` if it is the pod's directory itself.
+    pub(super) fn leaf_in(&self, version: Version) -> Option<&str> {
+        let is_there = self.leaf_in_v1 || version == Version::V2;
+        self.leaf.as_deref().filter(|_| is_there)
+    }
+
+    /// Path of a control file in that hierarchy relative to the pod's directory.
+    pub(super) fn path_of(&self, version: Version, file: &str) -> String {
+        match self.leaf_in(version) {
             Some(leaf) => format!("{leaf}/{file}"),
             None => file.to_owned(),
         }
@@ -76,12 +89,12 @@ impl Control {
     /// Writes a control file; the plain I/O error, for callers that know better what it means.
     pub(super) fn try_write(&self, version: Version, file: &str, value: &str) -> io::Result<()> {
         let base = self.directories.of(version).ok_or(io::ErrorKind::NotFound)?;
-        files::write(base, &self.path_of(file), value)
+        files::write(base, &self.path_of(version, file), value)
     }
 
     pub(super) fn try_read(&self, version: Version, file: &str) -> io::Result<String> {
         let base = self.directories.of(version).ok_or(io::ErrorKind::NotFound)?;
-        files::read(base, &self.path_of(file))
+        files::read(base, &self.path_of(version, file))
     }
 
     pub(super) fn write(&self, version: Version, file: &str, value: &str) -> Result<(), CgroupError> {
@@ -113,7 +126,7 @@ impl Control {
     pub(super) fn exists(&self, version: Version) -> bool {
         self.directories
             .of(version)
-            .is_some_and(|base| files::open_for_reading(base, &self.path_of("cgroup.procs")).is_ok())
+            .is_some_and(|base| files::open_for_reading(base, &self.path_of(version, "cgroup.procs")).is_ok())
     }
 
     pub(super) fn missing(&self, controller: &str, limit: &str) -> CgroupError {

@@ -112,7 +112,7 @@ fn append(program: &mut Vec<Instruction>, rule: &Rule) {
 
 pub(super) fn attach(control: &Control, rules: &[Rule]) -> Result<(), CgroupError> {
     let base = control.directory(Version::V2)?;
-    let path = control.leaf.as_deref().unwrap_or(".");
+    let path = control.leaf_in(Version::V2).unwrap_or(".");
     let cgroup =
         files::open_directory(base, path).map_err(|error| control.failed("open the directory", error))?;
     let failed = |action: &'static str| move |error| control.failed(action, error);

@@ -206,7 +206,7 @@ fn restrict_v1(control: &Control, version: Version, rules: &[Rule]) -> Result<()
 
     let base = control.directory(version)?;
     let open = |file: &str| {
-        files::open_for_writing(base, &control.path_of(file))
+        files::open_for_writing(base, &control.path_of(version, file))
             .map_err(|error| control.failed(format!("open {file}"), error))
     };
     let (allow, deny) = (open("devices.allow")?, open("devices.deny")?);

@@ -29,14 +29,15 @@ pub(super) fn kill(control: &Control) -> Result<(), CgroupError> {
 /// Freezes the cgroup, so that nothing in it can fork away, signals all, and thaws it, until it is empty.
 pub(super) fn kill_one_by_one(control: &Control) -> Result<(), CgroupError> {
     let start = Instant::now();
-    let freezer = control.version_of("freezer");
+    // Without the freezer the loop still ends, as the signal reaches forks faster than they are made.
+    let freezer = control.version_of("freezer").filter(|freezer| control.leaf_in(*freezer).is_some());
     loop {
         let before = processes(control)?;
         if before.is_empty() {
             return Ok(());
         }
         if let Some(freezer) = freezer {
-            // Without the freezer the loop still ends, as the signal reaches forks faster than they are made.
+            // Nor does it need to succeed.
             let _ = control.try_write(freezer, "freezer.state", "FROZEN");
         }
         for pid in processes(control)? {
@@ -57,19 +58,17 @@ pub(super) fn kill_one_by_one(control: &Control) -> Result<(), CgroupError> {
 }
 
 /// The hierarchy that knows best who is inside: the unified one, else the v1 one that containers can least leave.
-fn census(control: &Control) -> Option<BorrowedFd<'_>> {
+fn census(control: &Control) -> Option<(Version, BorrowedFd<'_>)> {
     let directories = &control.directories;
+    let of = |version| Some((version, directories.of(version)?));
     let v1 = || ["pids", "memory", "freezer"].into_iter().find_map(|name| control.version_of(name));
-    directories
-        .of(Version::V2)
-        .or_else(|| directories.of(v1()?))
-        .or_else(|| directories.all().next().map(|(_, base)| base))
+    of(Version::V2).or_else(|| of(v1()?)).or_else(|| directories.all().next())
 }
 
 pub(super) fn processes(control: &Control) -> Result<Vec<i32>, CgroupError> {
-    let Some(base) = census(control) else { return Ok(Vec::new()) };
+    let Some((version, base)) = census(control) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    tree::processes(base, control.leaf.as_deref().unwrap_or("."), &mut found)
+    tree::processes(base, control.leaf_in(version).unwrap_or("."), &mut found)
         .map_err(|error| control.failed("list the processes", error))?;
     Ok(found)
 }

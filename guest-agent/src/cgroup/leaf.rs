@@ -19,7 +19,7 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Its first look again: an agent that has said its last word takes some tenths of a millisecond to be gone.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 
-/// One cgroup below the pod's, in every hierarchy.
+/// One cgroup below the pod's, in every hierarchy; or in the unified one only, see [`super::PodCgroup::own_leaf`].
 #[derive(Debug)]
 pub struct Leaf {
     control: Control,
@@ -51,8 +51,7 @@ impl Leaf {
     }
 
     fn create_in(&self, version: Version, base: BorrowedFd<'_>) -> io::Result<()> {
-        let name = self.control.path_of("");
-        let name = name.trim_end_matches('/');
+        let Some(name) = self.control.leaf_in(version) else { return Ok(()) };
         match mkdirat(base, name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
@@ -114,9 +113,9 @@ impl Leaf {
     pub fn task_files(&self) -> Result<Vec<OwnedFd>, CgroupError> {
         let all = self.control.directories.all();
         let v1 = all.filter(|(version, _)| matches!(version, Version::V1(_)));
-        v1.map(|(_, base)| {
+        v1.map(|(version, base)| {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(base, self.control.path_of("tasks"), flags, Mode::empty())
+            rustix::fs::openat(base, self.control.path_of(version, "tasks"), flags, Mode::empty())
                 .map_err(|errno| self.control.failed("open the file tasks of", errno.into()))
         })
         .collect()

@@ -90,7 +90,7 @@ pub(super) fn watch(control: &Control) -> Result<Option<OomWatch>, CgroupError> 
     let base = control.directory(version)?;
     let file = file_of(version);
     let fail = |error| control.failed(format!("watch {file}"), error);
-    let opened = files::open_for_reading(base, &control.path_of(file)).map_err(fail)?;
+    let opened = files::open_for_reading(base, &control.path_of(version, file)).map_err(fail)?;
     match version {
         Version::V2 => {
             let watch = OomWatch { signal: opened, counter: None };

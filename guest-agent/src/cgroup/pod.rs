@@ -53,7 +53,7 @@ impl PodCgroup {
         }
         let unified = if hierarchies.unified.is_some() { opened.pop().flatten() } else { None };
         let directories = Arc::new(Directories { hierarchies, path, v1: opened, unified });
-        Ok(Self { control: Control { directories, leaf: None }, created })
+        Ok(Self { control: Control::of_pod(directories), created })
     }
 
     /// Opens the pod's cgroup where it exists and makes nothing: for taking up or clearing away what another process
@@ -85,7 +85,7 @@ impl PodCgroup {
         created.extend(hierarchies.unified.iter().map(|_| of_unified));
         let unified = if hierarchies.unified.is_some() { opened.pop().flatten() } else { None };
         let directories = Arc::new(Directories { hierarchies, path, v1: opened, unified });
-        Ok(Self { control: Control { directories, leaf: None }, created })
+        Ok(Self { control: Control::of_pod(directories), created })
     }
 
     /// How many processes the kernel has killed for memory: on v2 in it and below it.
@@ -104,8 +104,21 @@ impl PodCgroup {
 
     /// The place of a leaf called `name` (one path component); nothing is made yet.
     pub fn leaf(&self, name: &str) -> Result<Leaf, CgroupError> {
+        self.place(name, true)
+    }
+
+    /// The place of the agent's leaf. On a hybrid machine it is one in the unified hierarchy only, by which its processes
+    /// can be killed and seen to be gone; in v1, which lets a directory with others below it hold processes, they live in
+    /// the pod's directory itself and are counted there as they would be below it. That saves making and removing a
+    /// directory in each hierarchy. [`Leaf::remove`] of [`Self::leaf`] with the same name removes it, wherever it is.
+    pub fn own_leaf(&self, name: &str) -> Result<Leaf, CgroupError> {
+        self.place(name, self.control.directories.unified.is_none())
+    }
+
+    fn place(&self, name: &str, leaf_in_v1: bool) -> Result<Leaf, CgroupError> {
         path::check_name(name)?;
-        Ok(Leaf::new(Control { directories: self.control.directories.clone(), leaf: Some(name.to_owned()) }))
+        let directories = Arc::clone(&self.control.directories);
+        Ok(Leaf::new(Control { directories, leaf: Some(name.to_owned()), leaf_in_v1 }))
     }
 
     /// Sets limits of the pod as a whole. See [`Leaf::apply`] for the meaning of each.

@@ -81,12 +81,14 @@ pub(super) struct Reporter {
     begun: Instant,
     /// Of each part its number and when it was done, in microseconds since the launch began.
     parts: RefCell<Vec<u8>>,
+    /// The frame that tells the user. Told with [`Self::executing`], too: each word wakes the agent on another processor.
+    identity: RefCell<Vec<u8>>,
 }
 
 impl Reporter {
     /// `begun` is when the launch began.
     pub(super) const fn new(socket: OwnedFd, begun: Instant) -> Self {
-        Self { socket, begun, parts: RefCell::new(Vec::new()) }
+        Self { socket, begun, parts: RefCell::new(Vec::new()), identity: RefCell::new(Vec::new()) }
     }
 
     /// A part of the launch is done. Told with [`Self::executing`].
@@ -97,10 +99,12 @@ impl Reporter {
         parts.extend(micros.to_le_bytes());
     }
 
+    /// Whom the program will run as.
     pub(super) fn identity(&self, identity: &Identity) -> io::Result<()> {
         let numbers = [identity.uid, identity.gid];
         let body: Vec<u8> = numbers.iter().chain(&identity.groups).flat_map(|id| id.to_le_bytes()).collect();
-        self.frame(IDENTITY, &body, &[])
+        *self.identity.borrow_mut() = frame(IDENTITY, &body)?;
+        Ok(())
     }
 
     pub(super) fn terminal(&self, primary: BorrowedFd<'_>) -> io::Result<()> {
@@ -113,7 +117,8 @@ impl Reporter {
     }
 
     pub(super) fn executing(&self) -> io::Result<()> {
-        self.frame(EXECUTING, &self.parts.borrow(), &[])
+        let executing = frame(EXECUTING, &self.parts.borrow())?;
+        self.send(&[self.identity.take(), executing].concat(), &[])
     }
 
     /// Best effort: if the agent is gone nobody wants to know.
@@ -125,16 +130,24 @@ impl Reporter {
     }
 
     fn frame(&self, tag: u8, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let length = u32::try_from(body.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let mut bytes = vec![tag];
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(body);
-        let mut sent = send_with_fds(self.socket.as_fd(), &bytes, fds)?;
+        self.send(&frame(tag, body)?, fds)
+    }
+
+    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut sent = send_with_fds(self.socket.as_fd(), bytes, fds)?;
         while sent < bytes.len() {
             sent += send_with_fds(self.socket.as_fd(), &bytes[sent..], &[])?;
         }
         Ok(())
     }
+}
+
+fn frame(tag: u8, body: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(body.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut bytes = vec![tag];
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(body);
+    Ok(bytes)
 }
 
 /// Reads until the end of the stream, at most until `deadline`.

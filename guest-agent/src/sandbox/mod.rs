@@ -70,13 +70,21 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-/// Makes the calling process the inside of a new pod: joins or makes its namespaces, leaves the host's mounts for a
-/// root of its own, sets hostname and sysctls and the process's own OOM score.
+/// Makes a mount namespace for the calling process, with a root of its own that has nothing of the host's; `label` is the
+/// SELinux label of what is on it, or empty. The first step into a pod, and the one that needs to know nothing of it.
 ///
 /// The host's mounts are still there, although no path leads to them, until [`leave_host`] has been called, before any
-/// process is started. The process must already be in its cgroup. Must have one thread: namespaces are a thread's. After an error the
-/// process is in an undefined place and can only exit. Paths of the host mean nothing afterwards; the current
-/// directory is `/`.
+/// process is started. Must have one thread: namespaces are a thread's. After an error the process is in an undefined
+/// place and can only exit. Paths of the host mean nothing afterwards; the current directory is `/`.
+pub fn withdraw(layout: &messages::CgroupLayout, label: &str) -> Result<(), SandboxError> {
+    namespace::unshare(Namespaces::MOUNT).doing("make the pod's mount namespace")?;
+    root::leave_host(layout, label)
+}
+
+/// Makes the calling process, which has called [`withdraw`], the inside of a new pod: joins or makes its namespaces, adds
+/// to its root what is the pod's own, sets hostname and sysctls and the process's own OOM score.
+///
+/// The process must already be in its cgroup, and have one thread. After an error it can only exit.
 pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFacts, SandboxError> {
     check_hostname(&spec.hostname)?;
     let slot = |number: u32, what| slots.get(number).ok_or(SandboxError::Slot { slot: number, what });
@@ -84,7 +92,7 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
         let fd = slot(number, "the network namespace")?;
         namespace::enter(fd, Namespaces::NET).doing("join the pod's network namespace")?;
     }
-    let mut new = Namespaces::MOUNT;
+    let mut new = Namespaces::NONE;
     let of_pod = [
         (spec.ipc_namespace, spec.new_ipc_namespace, Namespaces::IPC, "the IPC namespace"),
         (spec.uts_namespace, spec.new_uts_namespace, Namespaces::UTS, "the UTS namespace"),
@@ -98,14 +106,16 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
             None => {}
         }
     }
-    namespace::unshare(new).doing("make the pod's namespaces")?;
+    if new != Namespaces::NONE {
+        namespace::unshare(new).doing("make the pod's namespaces")?;
+    }
     let user_namespace = spec
         .user_namespace
         .map(|number| slot(number, "the user namespace").and_then(|fd| keep_user_namespace(spec, fd)))
         .transpose()?;
     let shm = spec.shm_source.map(|number| slot(number, "the shared memory")).transpose()?;
     let root_owner = user_namespace.as_ref().and_then(|namespace| namespace.root());
-    root::leave_host(spec, shm, root_owner.unwrap_or((0, 0)))?;
+    root::furnish(spec, shm, root_owner.unwrap_or((0, 0)))?;
     if spec.new_uts_namespace && !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes()).doing("set the pod's hostname")?;
     }

@@ -21,23 +21,47 @@ const DEFAULT_SHM: u64 = 64 << 20;
 
 const NO_ALL: Attr = Attr::MOUNT_ATTR_NOSUID.union(Attr::MOUNT_ATTR_NODEV).union(Attr::MOUNT_ATTR_NOEXEC);
 
-/// Replaces the mount namespace's whole tree by a new root. What containers see of it belongs to `owner`: user and group
-/// of their root. The old one is out of reach for paths, and detached by [`forget_host`].
-pub(super) fn leave_host(
+/// Replaces the mount namespace's whole tree by a new root with this label, in which is what all pods have in common. The
+/// old one is out of reach for paths, and detached by [`forget_host`].
+pub(super) fn leave_host(layout: &messages::CgroupLayout, label: &str) -> Result<(), SandboxError> {
+    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+    mount::set_attributes_at(CWD, c"/", true, &private).doing("make the agent's mounts private")?;
+    let cgroup = host_cgroup(layout)?;
+    let root = new_root(label)?;
+    rustix::process::fchdir(&root).doing("enter the agent's root")?;
+    fill()?;
+    // Unmasked: it is what a procfs in a user namespace is checked against, and what sysctls are written to.
+    attach(filesystem("proc", &[], NO_ALL)?.as_fd(), "proc")?;
+    if let Some(tree) = cgroup {
+        mount::set_attributes(tree.as_fd(), true, &private).doing("make the cgroup mount private")?;
+        attach(tree.as_fd(), relative(layout::CGROUP))?;
+    }
+    mount::pivot_root(".", ".").doing("change to the agent's root")?;
+    rustix::process::chdir("/").doing("enter the agent's root")?;
+    Ok(())
+}
+
+/// Adds what is this pod's own. What containers see of it belongs to `owner`: user and group of their root.
+pub(super) fn furnish(
     spec: &messages::CreateSandbox,
     shm: Option<BorrowedFd<'_>>,
     owner: (u32, u32),
 ) -> Result<(), SandboxError> {
-    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
-    mount::set_attributes_at(CWD, c"/", true, &private).doing("make the agent's mounts private")?;
-    let cgroup = host_cgroup(spec)?;
-    let root = new_root(&spec.mount_label)?;
-    rustix::process::fchdir(&root).doing("enter the agent's root")?;
-    fill(spec, owner)?;
-    mount_below(shm, cgroup, spec, owner)?;
-    mount::pivot_root(".", ".").doing("change to the agent's root")?;
-    rustix::process::chdir("/").doing("enter the agent's root")?;
-    Ok(())
+    let files = [
+        (layout::ETC_HOSTNAME, &spec.etc_hostname),
+        (layout::ETC_HOSTS, &spec.etc_hosts),
+        (layout::ETC_RESOLV_CONF, &spec.etc_resolv_conf),
+    ];
+    without_umask(|| {
+        files.into_iter().filter_map(|(path, content)| Some((path, content.as_ref()?))).try_for_each(
+            |(path, content)| {
+                write_file(path, content, owner).doing(format!("write {path} for the containers"))
+            },
+        )
+    })?;
+    // It shows the devices of the network namespace in which it is mounted.
+    attach(filesystem("sysfs", &[], NO_ALL)?.as_fd(), "/sys")?;
+    mount_shm(shm, spec, owner)
 }
 
 /// Detaches the old root. Apart from the rest because the kernel lets it wait for a grace period of RCU: from a tenth of a
@@ -51,10 +75,10 @@ pub(super) fn forget_host() -> Result<(), SandboxError> {
 
 /// On v2, a clone of the host's cgroup2 mount: containers in the host's cgroup namespace get it, since a mount of
 /// cgroup2 made in that namespace would reset the hierarchy's options.
-fn host_cgroup(spec: &messages::CreateSandbox) -> Result<Option<OwnedFd>, SandboxError> {
-    let Some(layout) = spec.cgroups.as_ref().filter(|layout| layout.unified_controllers) else {
+fn host_cgroup(layout: &messages::CgroupLayout) -> Result<Option<OwnedFd>, SandboxError> {
+    if !layout.unified_controllers {
         return Ok(None);
-    };
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     mount::open_tree(CWD, &layout.unified, flags)
         .map(Some)
@@ -93,15 +117,16 @@ fn relative(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
-/// Directories and files. The umask of the caller must not take anything away.
-fn fill(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Result<(), SandboxError> {
+/// The umask of the caller must not take anything away.
+fn without_umask<T>(work: impl FnOnce() -> T) -> T {
     let umask = rustix::process::umask(Mode::empty());
-    let result = fill_without_umask(spec, owner);
+    let result = work();
     rustix::process::umask(umask);
     result
 }
 
-fn fill_without_umask(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Result<(), SandboxError> {
+/// Directories, and the null device.
+fn fill() -> Result<(), SandboxError> {
     let directories = [
         ("proc", 0o555),
         ("sys", 0o555),
@@ -118,29 +143,16 @@ fn fill_without_umask(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Resu
         (relative(layout::VOLUME), 0o700),
         (relative(layout::ROOTFS), 0o755),
     ];
-    for (path, mode) in directories {
-        rustix::fs::mkdir(path, Mode::from_raw_mode(mode)).doing(format!("make /{path} for the agent"))?;
-    }
     let null = rustix::fs::makedev(1, 3);
-    rustix::fs::mknodat(
-        CWD,
-        relative(layout::NULL),
-        FileType::CharacterDevice,
-        Mode::from_raw_mode(0o666),
-        null,
-    )
-    .doing("make the agent's null device")?;
-    let files = [
-        (layout::ETC_HOSTNAME, &spec.etc_hostname),
-        (layout::ETC_HOSTS, &spec.etc_hosts),
-        (layout::ETC_RESOLV_CONF, &spec.etc_resolv_conf),
-    ];
-    for (path, content) in files {
-        if let Some(content) = content {
-            write_file(relative(path), content, owner).doing(format!("write {path} for the containers"))?;
+    without_umask(|| {
+        for (path, mode) in directories {
+            rustix::fs::mkdir(path, Mode::from_raw_mode(mode))
+                .doing(format!("make /{path} for the agent"))?;
         }
-    }
-    Ok(())
+        let (path, mode) = (relative(layout::NULL), Mode::from_raw_mode(0o666));
+        rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, null)
+            .doing("make the agent's null device")
+    })
 }
 
 fn write_file(path: &str, content: &[u8], (uid, gid): (u32, u32)) -> std::io::Result<()> {
@@ -152,28 +164,20 @@ fn write_file(path: &str, content: &[u8], (uid, gid): (u32, u32)) -> std::io::Re
     std::fs::File::from(file).write_all(content)
 }
 
-/// What is mounted below the new root, which must be attached by now (a detached tree cannot be mounted on).
-fn mount_below(
-    shm: Option<BorrowedFd<'_>>,
-    cgroup: Option<OwnedFd>,
+/// The pod's shared memory: the given tree, or a new one.
+fn mount_shm(
+    given: Option<BorrowedFd<'_>>,
     spec: &messages::CreateSandbox,
     owner: (u32, u32),
 ) -> Result<(), SandboxError> {
-    // Unmasked: it is what a procfs in a user namespace is checked against, and what sysctls are written to.
-    attach(filesystem("proc", &[], NO_ALL)?.as_fd(), "proc")?;
-    attach(filesystem("sysfs", &[], NO_ALL)?.as_fd(), "sys")?;
-    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
-    if let Some(tree) = cgroup {
-        mount::set_attributes(tree.as_fd(), true, &private).doing("make the cgroup mount private")?;
-        attach(tree.as_fd(), relative(layout::CGROUP))?;
-    }
-    if let Some(tree) = shm {
+    if let Some(tree) = given {
+        let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
         mount::set_attributes(tree, true, &private).doing("make the shared memory's mount private")?;
-        return attach(tree, relative(layout::SHM));
+        return attach(tree, layout::SHM);
     }
     let size = if spec.shm_size == 0 { DEFAULT_SHM } else { spec.shm_size };
     let (size, uid, gid) = (size.to_string(), owner.0.to_string(), owner.1.to_string());
     let options = [("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
     let tmpfs = filesystem("tmpfs", &with_label(&options, &spec.mount_label), NO_ALL)?;
-    attach(tmpfs.as_fd(), relative(layout::SHM))
+    attach(tmpfs.as_fd(), layout::SHM)
 }

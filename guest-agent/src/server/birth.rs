@@ -1,4 +1,4 @@
-//! The agent's birth: a socket as standard input, CreateSandbox as the first request.
+//! The agent's birth: a socket as standard input, CreateSandbox as the first request, or after Prepare.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,10 +18,11 @@ use super::{ORPHAN_CHECK, Server, report};
 use crate::cgroup::{Hierarchies, Leaf, PodCgroup};
 use crate::container::{Slots, start_reaper};
 use crate::protocol::messages::{
-    CreateSandbox, Message, Response, SandboxCreated, message::Body, request::Call, response::Outcome,
+    CgroupLayout, CreateSandbox, Message, Request, Response, SandboxCreated, message::Body, request::Call,
+    response::Outcome,
 };
 use crate::protocol::{BlockingConnection, Frame, is_valid_id};
-use crate::sandbox;
+use crate::sandbox::{self, SandboxError};
 use crate::steps::Steps;
 
 /// Takes the first request from standard input and becomes the pod's agent.
@@ -35,13 +36,26 @@ pub(super) fn born() -> io::Result<Option<Server>> {
     signal::block_all()?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let mut connection = BlockingConnection::new(take_stdin()?);
-    let Some(frame) = connection.recv()? else { return Ok(None) };
+    let Some(mut frame) = connection.recv()? else { return Ok(None) };
+    let prepared = match &frame.message.body {
+        Some(Body::Request(Request { call: Some(Call::Prepare(prepare)), .. })) => {
+            let prepared = Prepared::new(prepare.cgroups.clone().unwrap_or_default())?;
+            match connection.recv()? {
+                Some(next) => frame = next,
+                None => return Ok(None),
+            }
+            Some(prepared)
+        }
+        _ => None,
+    };
+    let has_left_host = prepared.is_some();
     let Frame { message, fds } = frame;
     let id = message.id;
     let outcome = match message.body {
         Some(Body::Request(request)) => match &request.call {
             Some(Call::CreateSandbox(spec)) => {
-                check_slots(&request.slots).and_then(|()| create(spec, &Slots::new(&request.slots, &fds)))
+                let slots = Slots::new(&request.slots, &fds);
+                check_slots(&request.slots).and_then(|()| create(spec, &slots, prepared))
             }
             _ => Err(CallError::precondition("the first request must be CreateSandbox")),
         },
@@ -51,7 +65,7 @@ pub(super) fn born() -> io::Result<Option<Server>> {
     drop(fds);
     match outcome {
         Ok((mut server, created)) => {
-            let has_left_host = server.pod.reaper.is_some();
+            let has_left_host = has_left_host || server.pod.reaper.is_some();
             respond(&mut connection, id, Outcome::SandboxCreated(created))?;
             if !has_left_host {
                 // Nobody needs to wait for it but the first container.
@@ -88,8 +102,28 @@ fn take_stdin() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// What an agent did before it knew its pod.
+struct Prepared {
+    layout: CgroupLayout,
+    hierarchies: Arc<Hierarchies>,
+}
+
+impl Prepared {
+    /// Takes of the host what an agent needs, and leaves it.
+    fn new(layout: CgroupLayout) -> io::Result<Self> {
+        let hierarchies = Arc::new(Hierarchies::open(&layout).map_err(io::Error::other)?);
+        sandbox::withdraw(&layout, "").map_err(io::Error::other)?;
+        sandbox::leave_host().map_err(io::Error::other)?;
+        Ok(Self { layout, hierarchies })
+    }
+}
+
 /// From the request to an agent inside its pod.
-fn create(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCreated), CallError> {
+fn create(
+    spec: &CreateSandbox,
+    slots: &Slots<'_>,
+    prepared: Option<Prepared>,
+) -> Result<(Server, SandboxCreated), CallError> {
     if !is_valid_id(&spec.id) {
         return Err(CallError::invalid(
             "cannot create the sandbox: its id is not 1 to 128 letters, digits, -_.",
@@ -99,22 +133,36 @@ fn create(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCre
     if spec.guest.is_some() {
         return Err(CallError::only_in_a_guest("what the request says of a machine").during(context));
     }
-    create_inside(spec, slots).map_err(|error| error.during(context))
+    create_inside(spec, slots, prepared).map_err(|error| error.during(context))
 }
 
-fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, SandboxCreated), CallError> {
+fn create_inside(
+    spec: &CreateSandbox,
+    slots: &Slots<'_>,
+    prepared: Option<Prepared>,
+) -> Result<(Server, SandboxCreated), CallError> {
     let mut steps = Steps::begin();
     let listener = keep(slots, spec.listener, "the listener")?;
     let state_directory = keep(slots, spec.state_directory, "the state directory")?;
     rustix::io::ioctl_fionbio(&listener, true)
         .map_err(|error| CallError::system("cannot use the listener", error))?;
     let layout = spec.cgroups.as_ref().ok_or_else(|| CallError::invalid("there is no cgroup layout"))?;
-    let cgroup = PodCgroup::open(Arc::new(Hierarchies::open(layout)?), &spec.cgroup_parent)?;
+    let hierarchies = match &prepared {
+        Some(prepared) if prepared.layout == *layout && spec.mount_label.is_empty() => {
+            Arc::clone(&prepared.hierarchies)
+        }
+        Some(_) => return Err(CallError::invalid("it was prepared for a pod of another kind")),
+        None => Arc::new(Hierarchies::open(layout)?),
+    };
+    let cgroup = PodCgroup::open(hierarchies, &spec.cgroup_parent)?;
     let created_levels = cgroup.created_levels();
     if let Some(resources) = spec.pod_resources.as_ref().filter(|_| cgroup.is_own()) {
         cgroup.apply(resources)?;
     }
-    let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
+    let leaf = match spec.cgroup_leaf_in_v1 {
+        true => cgroup.leaf(&spec.cgroup_leaf)?,
+        false => cgroup.own_leaf(&spec.cgroup_leaf)?,
+    };
     leaf.create()?;
     steps.done("make the cgroup");
     enter_cgroup(&leaf).map_err(|error| error.during("cannot enter the agent's cgroup"))?;
@@ -123,10 +171,16 @@ fn create_inside(spec: &CreateSandbox, slots: &Slots<'_>) -> Result<(Server, San
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| CallError::system("cannot become the subreaper of the pod", error))?;
-    let facts = sandbox::enter(spec, slots).map_err(|error| CallError::invalid(error.to_string()))?;
+    let invalid = |error: SandboxError| CallError::invalid(error.to_string());
+    if prepared.is_none() {
+        sandbox::withdraw(layout, &spec.mount_label).map_err(invalid)?;
+    }
+    let facts = sandbox::enter(spec, slots).map_err(invalid)?;
     steps.done("namespaces, mounts");
     let reaper = if spec.shared_pid_namespace {
-        sandbox::leave_host().map_err(|error| CallError::invalid(error.to_string()))?;
+        if prepared.is_none() {
+            sandbox::leave_host().map_err(invalid)?;
+        }
         let launched = start_reaper(&leaf, facts.user_namespace.as_deref())?;
         Some(Reaper { pid: launched.pid, pidfd: launched.pidfd })
     } else {
@@ -182,6 +236,7 @@ impl Server {
             pod,
             containers: Vec::new(),
             execs: Vec::new(),
+            expected: Vec::new(),
             next_serial: 0,
             buffers: None,
             buffers_used: now,

@@ -34,7 +34,7 @@ impl Server {
         let mut started = None;
         let answer = match call {
             None => Err(CallError::unknown_call()),
-            Some(Call::CreateSandbox(_)) => {
+            Some(Call::CreateSandbox(_) | Call::Prepare(_)) => {
                 Err(CallError::precondition("this agent has its sandbox already"))
             }
             Some(Call::StartContainer(_) | Call::Exec(_)) if self.stopping.is_some() => {
@@ -63,6 +63,7 @@ impl Server {
                 self.connections.supersede_older(connection);
                 Ok(Outcome::State(self.state()))
             }
+            Some(Call::PrepareContainer(call)) => self.prepare_container(&call).map(done),
             Some(Call::Forget(call)) => self.forget(&call).map(done),
             Some(Call::ResizeTerminal(call)) => self.resize_terminal(connection, &call).map(done),
             Some(Call::Attach(call)) => self.attach(&call, slots).map(done),
@@ -146,8 +147,8 @@ impl Server {
     fn forget(&mut self, call: &Forget) -> Result<(), CallError> {
         let Some(index) = self.containers.iter().position(|container| container.id == call.container_id)
         else {
-            // Told twice, or after a failed start: nothing is known, as was asked.
-            return Ok(());
+            // Never started, or told twice, or after a failed start: nothing is known, as was asked.
+            return self.forget_expected(&call.container_id);
         };
         let container = &self.containers[index];
         if !container.has_ended() {

@@ -10,6 +10,7 @@ mod ending;
 mod exec;
 mod failure;
 mod guest;
+mod leaves;
 mod limits;
 mod output;
 mod pod;
@@ -29,6 +30,7 @@ use connection::Connections;
 use container::Container;
 use exec::ExecProcess;
 use guest::Machine;
+use leaves::Expected;
 use pod::Pod;
 use poll::{Poll, Source};
 use stop::Stopping;
@@ -83,6 +85,8 @@ struct Server {
     pod: Pod,
     containers: Vec<Container>,
     execs: Vec<ExecProcess>,
+    /// Containers that have been created.
+    expected: Vec<Expected>,
     /// The next number of a container or an exec, by which the event loop knows it.
     next_serial: u32,
     buffers: Option<Buffers>,

@@ -48,6 +48,7 @@ impl Server {
             .leaf(&spec.cgroup_leaf)
             .map_err(|error| CallError::from(error).during(context()))?;
         steps.done("plan");
+        self.no_longer_expected(&spec.id);
         let launched = self.prepare_and_launch(spec, &plan, slots, &leaf, &mut steps);
         let (launched, stdio) = match launched {
             Ok(launched) => launched,

@@ -46,6 +46,7 @@ impl Server {
                 report::line(format_args!("cannot kill container {}: {error}", container.id));
             }
         }
+        self.forget_all_expected();
         if let Some(reaper) = &self.pod.reaper {
             // Ended already: fine.
             let _ = process::pidfd_send_signal(reaper.pidfd.as_fd(), super::SIGKILL);

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use hull_agent::cgroup::{self, Hierarchies, PodCgroup};
 use hull_agent::protocol::BlockingConnection;
 use hull_agent::protocol::messages::{
-    CreateSandbox, Error, Event, Exec, ExecEnded, ExitRecord, Message, PidMode, Process, Request, Response,
-    Rootfs, Slot, StartContainer, State, StateReport, StopSandbox, User, event, message::Body, request::Call,
-    response::Outcome, slot, user,
+    CreateSandbox, Error, Event, Exec, ExecEnded, ExitRecord, Message, PidMode, Prepare, Process, Request,
+    Response, Rootfs, Slot, StartContainer, State, StateReport, StopSandbox, User, event, message::Body,
+    request::Call, response::Outcome, slot, user,
 };
 use hull_sys::mount::{OpenTreeFlags, open_tree};
 
@@ -189,8 +189,24 @@ impl Pod {
         pod
     }
 
+    /// One whose agent was told to prepare before it was told what for; `meanwhile` sees it when it waits.
+    pub fn of_prepared_agent(meanwhile: impl FnOnce(i32)) -> Self {
+        let (mut pod, outcome) = Self::born_after(Some(meanwhile), |_| {});
+        let Outcome::SandboxCreated(created) = outcome else { panic!("{outcome:?}") };
+        pod.agent_pid = created.agent_pid;
+        pod.created_levels = created.cgroup_created_levels;
+        pod
+    }
+
     /// An agent and its answer to CreateSandbox.
     fn born(change: impl FnOnce(&mut CreateSandbox)) -> (Self, Outcome) {
+        Self::born_after(None::<fn(i32)>, change)
+    }
+
+    fn born_after(
+        prepared: Option<impl FnOnce(i32)>,
+        change: impl FnOnce(&mut CreateSandbox),
+    ) -> (Self, Outcome) {
         let directory = tempfile::tempdir().unwrap();
         make_tree(&directory.path().join("rootfs"));
         fs::create_dir(directory.path().join("state")).unwrap();
@@ -223,6 +239,11 @@ impl Pod {
         };
         change(&mut spec);
         let mut client = Client::new(ours);
+        if let Some(meanwhile) = prepared {
+            let prepare = Prepare { cgroups: spec.cgroups.clone() };
+            client.send(Some(Call::Prepare(prepare)), &[]);
+            meanwhile(child.id().try_into().unwrap());
+        }
         let outcome = client.call(Call::CreateSandbox(spec), &[listener.as_fd(), state.as_fd()]);
         let agent_pid = child.id().try_into().unwrap();
         let pod = Self {
@@ -400,7 +421,15 @@ impl Drop for Pod {
 
 /// The error of an agent that could not make its sandbox; it has ended and nothing is left.
 pub fn failed_birth(change: impl FnOnce(&mut CreateSandbox)) -> Error {
-    let (mut pod, outcome) = Pod::born(change);
+    failed(Pod::born(change))
+}
+
+/// The same of an agent that was told to prepare.
+pub fn failed_birth_after_preparing(change: impl FnOnce(&mut CreateSandbox)) -> Error {
+    failed(Pod::born_after(Some(|_| ()), change))
+}
+
+fn failed((mut pod, outcome): (Pod, Outcome)) -> Error {
     let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
     assert!(pod.client.is_closed());
     pod.clean_up();

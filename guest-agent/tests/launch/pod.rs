@@ -126,6 +126,7 @@ fn a_bad_sysctl_or_hostname_stops_the_pod() {
     assert!(sandbox::enter(&long, &slots).unwrap_err().to_string().contains("hostname"));
     let missing = CreateSandbox { network_namespace: Some(3), ..Default::default() };
     assert!(sandbox::enter(&missing, &slots).unwrap_err().to_string().contains("slot 3"));
+    sandbox::withdraw(&hull_agent::cgroup::discover().unwrap(), "").unwrap();
     let mut spec = CreateSandbox { new_ipc_namespace: true, ..Default::default() };
     spec.sysctls.insert("kernel.no_such_thing".into(), "1".into());
     let error = sandbox::enter(&spec, &slots).unwrap_err().to_string();

@@ -208,6 +208,7 @@ impl Pod {
         let slots: Vec<_> = (0..fds.len() as u32)
             .map(|number| messages::Slot { kind: Some(Kind::Descriptor(number)) })
             .collect();
+        sandbox::withdraw(&layout, &spec.mount_label).unwrap();
         let facts = sandbox::enter(&spec, &Slots::new(&slots, &fds)).unwrap();
         sandbox::leave_host().unwrap();
         Self {

@@ -38,7 +38,7 @@ fn recorded(v2: bool, files: &[(&str, &str, &str)]) -> (tempfile::TempDir, Contr
         v1: v1.iter().map(|name| Some(open(name).into())).collect(),
         unified: unified.map(|name| open(name).into()),
     };
-    (root, Control { directories: Arc::new(directories), leaf: Some("leaf".into()) })
+    (root, Control { directories: Arc::new(directories), leaf: Some("leaf".into()), leaf_in_v1: true })
 }
 
 const V2: &[(&str, &str, &str)] = &[

@@ -201,7 +201,9 @@ fn create_inside(
     }
     // The agent itself stays in the root cgroup, which has no limits and may hold processes.
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
-    let facts = sandbox::enter(&spec, &Slots::resolved(&[], slots.as_deref().unwrap_or_default()))
+    let slots = Slots::resolved(&[], slots.as_deref().unwrap_or_default());
+    let facts = sandbox::withdraw(&layout, &spec.mount_label)
+        .and_then(|()| sandbox::enter(&spec, &slots))
         .and_then(|facts| sandbox::leave_host().map(|()| facts))
         .map_err(|error| CallError::invalid(error.to_string()))?;
     place::make()?;
