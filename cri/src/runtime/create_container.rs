@@ -20,6 +20,7 @@ use crate::api::runtime::{
 };
 use crate::blockio;
 use crate::rdt;
+use crate::sandbox::Agent;
 use crate::security::apparmor::{self, AppArmorError};
 use crate::security::selinux::{self, Labels};
 use crate::security::{cdi, seccomp};
@@ -124,9 +125,10 @@ impl Runtime {
             self.discard(&id).await;
             return Err(error);
         }
-        let place = pod.place();
-        pod.launcher.expect(&agent, &place, &id, slice::leaf(&place.cgroup_parent, &id));
-        self.objects.add_container(Container::new(record, Arc::clone(pod), layers));
+        let container = Container::new(record, Arc::clone(pod), layers);
+        self.objects.add_container(Arc::clone(&container));
+        // The answer goes first.
+        tokio::spawn(expect(container, agent));
         trace.step("write the record, tell of it");
         self.traces.keep(trace, &id);
         Ok(id)
@@ -374,6 +376,17 @@ fn apparmor_profile(context: &LinuxContainerSecurityContext, enabled: bool) -> R
         AppArmorError::Missing(_) | AppArmorError::NotLoaded(_) => Error::Invalid(error.to_string()),
         AppArmorError::Load(_) | AppArmorError::List(_) => Error::FailedPrecondition(error.to_string()),
     })
+}
+
+/// Tells the agent of a new container, unless it is being started or removed already: who does that has its order.
+async fn expect(container: Arc<Container>, agent: Arc<Agent>) {
+    let _order = container.order.lock().await;
+    if container.phase() != ContainerPhase::Created || container.pod.container(container.id()).is_none() {
+        return;
+    }
+    let place = container.pod.place();
+    let leaf = slice::leaf(&place.cgroup_parent, container.id());
+    container.pod.launcher.expect(&agent, &place, container.id(), leaf);
 }
 
 #[cfg(test)]
