@@ -15,7 +15,7 @@ use super::survival::{agent_of, running};
 type Tear = (&'static str, fn(Vec<u8>) -> Vec<u8>);
 
 const TEARS: [Tear; 4] = [
-    ("half of it", |bytes| bytes[..bytes.len() / 2].to_vec()),
+    ("half of what was first", |bytes| bytes[..frames(&bytes)[0].len() / 2].to_vec()),
     ("nothing", |_| Vec::new()),
     ("zeros", |bytes| vec![0; bytes.len()]),
     ("garbage", |bytes| bytes.iter().map(|byte| byte.wrapping_mul(167) ^ 0x5a).collect()),
@@ -54,17 +54,20 @@ async fn a_pod_whose_record_is_torn_is_ended_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_record_is_torn_and_whose_agent_is_dead_leaves_nothing() {
     let mut ground = Ground::new().await;
-    let pod = ground.pod("torn").await;
-    let agent = agent_of(&ground.daemon, &pod.pod.id).await;
-    ground.daemon.kill();
-    let agent = rustix::process::Pid::from_raw(agent).unwrap();
-    rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
-    // Nothing tells of it any more but its volatile directory
-    spoil(&ground.sandbox_record(&pod.pod.id), TEARS[0].1);
-    spoil(&ground.container_record(&pod.container), TEARS[1].1);
-    spoil(&ground.network_record(&pod.pod.id), TEARS[2].1);
-    ground.daemon.restart().await;
-    gone(&pod.nap).await;
+    // All of it, or what changed when it was ready: then it seems that it was never made.
+    for tear in [TEARS[0].1, |bytes| frames(&bytes)[0].to_vec()] {
+        let pod = ground.pod("torn").await;
+        let agent = agent_of(&ground.daemon, &pod.pod.id).await;
+        ground.daemon.kill();
+        let agent = rustix::process::Pid::from_raw(agent).unwrap();
+        rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
+        // Nothing tells of it any more but its volatile directory
+        spoil(&ground.sandbox_record(&pod.pod.id), tear);
+        spoil(&ground.container_record(&pod.container), TEARS[1].1);
+        spoil(&ground.network_record(&pod.pod.id), TEARS[2].1);
+        ground.daemon.restart().await;
+        gone(&pod.nap).await;
+    }
     ground.daemon.finish().await;
 }
 
@@ -100,12 +103,42 @@ async fn a_container_whose_record_is_torn_is_ended_and_its_pod_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_torn_at_the_end_of_a_record_is_what_changed_last_and_all_runs_on() {
+    let mut ground = Ground::new().await;
+    let mut pods = Vec::new();
+    // Of a container's record the last is that it runs, before that it was about to start, before that it was made.
+    for lost in 1..=2 {
+        pods.push((ground.pod(&format!("torn{lost}")).await, lost));
+    }
+    ground.daemon.kill();
+    for (pod, lost) in &pods {
+        spoil(&ground.container_record(&pod.container), |bytes| {
+            let frames = frames(&bytes);
+            assert_eq!(frames.len(), 3);
+            let whole: usize = frames[..3 - lost].iter().map(|frame| frame.len()).sum();
+            bytes[..whole + frames[3 - lost].len() / 2].to_vec()
+        });
+    }
+    ground.daemon.restart().await;
+
+    assert!(ground.daemon.log().contains("the end of a record is torn"));
+    for (mut pod, _) in pods {
+        pod.works(&ground.daemon).await;
+        let status = pod.pod.container(&pod.container).await;
+        assert_eq!(status.state(), cri::ContainerState::ContainerRunning);
+        assert!(status.started_at > 0);
+        pod.pod.stop().await;
+    }
+    ground.daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_networks_record_is_torn_is_ended_before_its_address_is_given_again() {
     let mut ground = Ground::new().await;
     let mut healthy = ground.pod("healthy").await;
     let mut torn = ground.pod("torn").await;
     ground.daemon.kill();
-    spoil(&ground.network_record(&torn.pod.id), TEARS[0].1);
+    spoil(&ground.network_record(&torn.pod.id), |bytes| bytes[..bytes.len() / 2].to_vec());
     ground.daemon.restart().await;
 
     gone(&torn.nap).await;
@@ -241,9 +274,23 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
 }
 
-/// A record's payload follows a header of 16 bytes, whose last four are the CRC-32 of it.
+/// What was added to a file, one after the other: a header of 16 bytes, of which the third four are the payload's length,
+/// and the payload.
+fn frames(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let length = 16 + u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+        let (frame, rest) = bytes.split_at(length);
+        frames.push(frame);
+        bytes = rest;
+    }
+    frames
+}
+
+/// The last four bytes of a record's header are the CRC-32 of its payload.
 fn as_of_another_boot(bytes: Vec<u8>) -> Vec<u8> {
-    let mut bytes = replace(&bytes, boot_id().as_bytes(), OTHER_BOOT.as_bytes());
+    let last = frames(&bytes).pop().unwrap();
+    let mut bytes = replace(last, boot_id().as_bytes(), OTHER_BOOT.as_bytes());
     let checksum = crc32(&bytes[16..]);
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     bytes

@@ -309,7 +309,16 @@ impl Launcher for ProcessLauncher {
                 systemd.stop_slice(&place.cgroup_parent).map_err(cgroup("remove"))
             }
             Some(_) => Ok(()),
-            None => pod.remove_created().map(drop).map_err(cgroup("remove")),
+            None => {
+                let is_gone = pod.remove_created().map_err(cgroup("remove"))?;
+                // A pod whose record was torn may have containers that nobody knows. One that hull named is no other's.
+                let is_its_alone = place.cgroup_parent.rsplit('/').next() == Some(&place.id);
+                if !is_gone && is_its_alone {
+                    pod.end_all_below().map_err(cgroup("end what is left in"))?;
+                    pod.remove_created().map_err(cgroup("remove"))?;
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::hierarchies::Version;
 use super::{CgroupError, OomWatch, cpuset, devices, files, freeze, kill, oom, resources, tree};
 use crate::protocol::messages::{DeviceRule, Resources};
 
-/// How long [`Leaf::remove`] waits for killed processes to be gone.
+/// How long [`until_gone`] waits for killed processes to be gone.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Its first look again: an agent that has said its last word takes some tenths of a millisecond to be gone.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
@@ -186,18 +186,7 @@ impl Leaf {
     /// Removes it from every hierarchy with all that is below it; a missing one counts as removed. Waits up to two
     /// seconds for dying processes. An event loop uses [`Self::try_remove`] with a timer of its own.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let start = Instant::now();
-        let mut pause = FIRST_PAUSE;
-        while !self.try_remove()? {
-            let waited = start.elapsed();
-            if waited >= REMOVE_PATIENCE {
-                let waited_ms = waited.as_millis().try_into().unwrap_or(u64::MAX);
-                return Err(CgroupError::Busy { cgroup: self.control.to_string(), waited_ms });
-            }
-            sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
-        Ok(())
+        until_gone(&self.control, || self.try_remove())
     }
 
     /// One attempt of [`Self::remove`], without waiting: false if something is still in use.
@@ -210,6 +199,25 @@ impl Leaf {
         }
         Ok(all_gone)
     }
+}
+
+/// Tries until nothing is in use any more.
+pub(super) fn until_gone(
+    control: &Control,
+    mut try_remove: impl FnMut() -> Result<bool, CgroupError>,
+) -> Result<(), CgroupError> {
+    let start = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    while !try_remove()? {
+        let waited = start.elapsed();
+        if waited >= REMOVE_PATIENCE {
+            let waited_ms = waited.as_millis().try_into().unwrap_or(u64::MAX);
+            return Err(CgroupError::Busy { cgroup: control.to_string(), waited_ms });
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// What the path of a process in the unified hierarchy has after `leaf`, by its /proc/PID/cgroup: empty or `/a/b`.

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, mkdirat, unlinkat};
 use rustix::io::Errno;
 
 use super::control::{Control, Directories};
-use super::{CgroupError, Hierarchies, Leaf, cpuset, files, oom, path, resources};
+use super::{CgroupError, Hierarchies, Leaf, cpuset, files, kill, leaf, oom, path, resources, tree};
 use crate::protocol::messages::Resources;
 
 /// How often the walk starts anew when somebody removes a level that it is about to use.
@@ -139,6 +139,23 @@ impl PodCgroup {
     pub fn is_own(&self) -> bool {
         // On a hybrid machine the limits are in v1.
         self.created.first().is_some_and(|count| *count > 0)
+    }
+
+    /// Ends and removes everything below, whatever it is called: what is left of a pod of whose containers nobody knows.
+    /// Waits up to two seconds for what dies. Only for a cgroup that is this pod's alone: several pods may be given the
+    /// same one.
+    pub fn end_all_below(&self) -> Result<(), CgroupError> {
+        kill::kill(&self.control)?;
+        leaf::until_gone(&self.control, || {
+            let mut all_gone = true;
+            for (_, base) in self.control.directories.all() {
+                let failed = |error| self.control.failed("remove what is below", error);
+                for child in tree::children(base).map_err(failed)? {
+                    all_gone &= tree::remove(base, &child).map_err(failed)?;
+                }
+            }
+            Ok(all_gone)
+        })
     }
 
     /// Removes the levels that hull made, from the lowest up, as far as nobody else uses them. The leaves must have

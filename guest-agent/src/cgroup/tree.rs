@@ -13,7 +13,7 @@ use super::files;
 const MAX_DEPTH: usize = 128;
 
 /// Names of the directories directly below an open directory.
-fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+pub(super) fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
