@@ -20,3 +20,8 @@ pub mod store;
 pub mod streaming;
 pub mod systemd;
 mod yaml;
+
+/// Tests count what a start allocates.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: hull_sys::memory::Counting = hull_sys::memory::Counting;

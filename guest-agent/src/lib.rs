@@ -19,3 +19,8 @@ pub mod server;
 /// What containers write: CRI log lines, log files, terminals.
 pub mod stdio;
 mod steps;
+
+/// Tests count what a start allocates.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: hull_sys::memory::Counting = hull_sys::memory::Counting;

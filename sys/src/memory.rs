@@ -1,3 +1,6 @@
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
 use libc::c_int;
 
 // malloc.h; libc has them for some targets only.
@@ -35,4 +38,51 @@ pub fn limit_heaps(arenas: u8) {
 pub fn give_back() {
     // SAFETY: malloc_trim touches only memory that nobody uses.
     unsafe { libc::malloc_trim(0) };
+}
+
+/// The system's allocator, which notes for each thread how often it was asked. For tests of what work costs: a program that
+/// counts makes it its `#[global_allocator]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counting;
+
+thread_local! {
+    static ASKED: Cell<u64> = const { Cell::new(0) };
+}
+
+fn note() {
+    // A thread at its end may free and ask when this is gone.
+    let _ = ASKED.try_with(|asked| asked.set(asked.get() + 1));
+}
+
+// SAFETY: every call is the system allocator's own; the note of it neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller promises what that one asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: as above; the block is the system allocator's, as all are.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+/// What `work` returns, and how often it asked for memory on this thread: 0 in a program whose allocator is not [`Counting`].
+pub fn count_allocations<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let before = ASKED.get();
+    let result = work();
+    (result, ASKED.get() - before)
 }

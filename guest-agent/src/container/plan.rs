@@ -320,6 +320,27 @@ mod tests {
         assert!(!is_below("/device", "/dev") && !is_below("/de", "/dev"));
     }
 
+    /// docs/SPECIFICATION.md: the agent's plan of a start.
+    const ALLOCATIONS: u64 = 120;
+
+    #[test]
+    fn a_plan_asks_for_memory_no_more_often_than_promised() {
+        use prost::Message;
+        let mut spec = spec();
+        let process = spec.process.as_mut().unwrap();
+        process.env = (0..12).map(|number| format!("SERVICE_{number}=tcp://10.96.0.1:443")).collect();
+        spec.mounts = (0..4).map(|number| slot_mount(&format!("/volume/{number}"), number + 2)).collect();
+        let bytes = spec.encode_to_vec();
+        let pod = pod();
+        let (plan, count) = hull_sys::memory::count_allocations(|| {
+            let spec = messages::StartContainer::decode(bytes.as_slice()).unwrap();
+            ContainerPlan::new(&spec, &pod).unwrap()
+        });
+        assert!(plan.mounts.len() > 4);
+        println!("allocations of the agent's plan of a start: {count}");
+        assert!((20..=ALLOCATIONS).contains(&count), "{count}");
+    }
+
     #[test]
     fn a_container_needs_layers_and_a_process() {
         let refused = |change: fn(&mut messages::StartContainer)| {

@@ -3,6 +3,8 @@
 
 pub mod container;
 pub mod devices;
+#[cfg(test)]
+mod effort;
 pub mod etc;
 pub mod mounts;
 pub mod pod;
