@@ -62,7 +62,8 @@ impl Peer {
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.to_owned(),
-                uid: format!("{name}-{}", std::process::id()),
+                // One daemon may be measured with several handlers.
+                uid: format!("{name}-{}{}", self.handler, std::process::id()),
                 namespace: "bench".into(),
                 attempt: 0,
             }),
