@@ -159,7 +159,7 @@ impl PodCgroup {
     }
 
     /// Removes the levels that hull made, from the lowest up, as far as nobody else uses them. The leaves must have
-    /// been removed. True if all of them are gone.
+    /// been removed. True if the lowest, the pod's own, is gone: those above it may be other pods', too.
     pub fn remove_created(&self) -> Result<bool, CgroupError> {
         let path = self.control.directories.path.clone();
         let levels = path::levels(&path)?;
@@ -309,16 +309,16 @@ fn missing_from<'a>(enabled: &str, wanted: &[&'a str]) -> Vec<&'a str> {
     wanted.iter().copied().filter(|controller| !is_enabled(controller)).collect()
 }
 
-/// Removes, in each hierarchy, as many of the lowest levels as `created` says and as are unused.
+/// Removes, in each hierarchy, as many of the lowest levels as `created` says and as are unused. True if the lowest is gone.
 fn remove_levels(hierarchies: &Hierarchies, levels: &[&str], created: &[u32]) -> Result<bool, CgroupError> {
-    let mut all_gone = true;
+    let mut lowest_is_gone = true;
     for (root, count) in hierarchies.roots().zip(created) {
         for length in (1..=levels.len()).rev().take(*count as usize) {
             let path = levels[..length].join("/");
             match unlinkat(root, path.as_str(), AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {
-                    all_gone = false;
+                    lowest_is_gone &= length < levels.len();
                     break;
                 }
                 Err(errno) => {
@@ -331,7 +331,7 @@ fn remove_levels(hierarchies: &Hierarchies, levels: &[&str], created: &[u32]) ->
             }
         }
     }
-    Ok(all_gone)
+    Ok(lowest_is_gone)
 }
 
 #[cfg(test)]

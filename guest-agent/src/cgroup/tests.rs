@@ -530,3 +530,18 @@ fn hierarchies_are_what_the_layout_says_or_refused() {
         BufReader::new(known).lines().map(Result::unwrap).filter(|line| !line.starts_with("0::")).count();
     assert!(found.unified_controllers || found.v1.len() == lines, "{found:?}");
 }
+
+#[test]
+fn a_pods_own_cgroup_is_gone_although_another_pod_is_beside_it_and_not_while_something_is_below() {
+    let parent = format!("/hull-test-shared-{}", std::process::id());
+    let open = |name: &str| PodCgroup::open(hierarchies(), &format!("{parent}/{name}")).unwrap();
+    let (one, other) = (open("one"), open("other"));
+    one.leaf("unknown").unwrap().create().unwrap();
+    assert!(!one.remove_created().unwrap());
+    one.end_all_below().unwrap();
+    assert!(one.remove_created().unwrap());
+    assert!(other.exists());
+    assert!(other.remove_created().unwrap());
+    PodCgroup::open_existing(hierarchies(), &parent, 1).unwrap().remove_created().unwrap();
+    assert!(!PodCgroup::open_existing(hierarchies(), &parent, 0).unwrap().exists());
+}
