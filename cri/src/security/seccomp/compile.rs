@@ -9,6 +9,7 @@ use std::io::{Read, Seek};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::optimize::optimize;
 use super::profile::{Action, Argument, Comparison, Profile, Rule};
 use super::prologue::Prologue;
 use super::{Program, SeccompError};
@@ -18,6 +19,16 @@ const MAX_PROGRAM: usize = 4096 * 8;
 
 /// Compiles a profile.
 pub(super) fn compile(profile: &Profile) -> Result<Program, SeccompError> {
+    let long = compile_only(profile)?;
+    let bpf = optimize(&long).unwrap_or(long);
+    if bpf.len() > MAX_PROGRAM {
+        return Err(SeccompError::TooLong(bpf.len() / 8));
+    }
+    Ok(Program { bpf, flags: profile.flags })
+}
+
+/// The prologue and libseccomp's program.
+pub(super) fn compile_only(profile: &Profile) -> Result<Vec<u8>, SeccompError> {
     let mut filter =
         ScmpFilterContext::new(scmp(profile.default)).map_err(|error| failed("start the filter", error))?;
     for arch in &profile.architectures {
@@ -39,10 +50,7 @@ pub(super) fn compile(profile: &Profile) -> Result<Program, SeccompError> {
     }
     let mut bpf = prologue.assemble();
     bpf.extend(export(&filter)?);
-    if bpf.len() > MAX_PROGRAM {
-        return Err(SeccompError::TooLong(bpf.len() / 8));
-    }
-    Ok(Program { bpf, flags: profile.flags })
+    Ok(bpf)
 }
 
 fn add_architecture(filter: &mut ScmpFilterContext, arch: ScmpArch) -> Result<(), SeccompError> {
@@ -128,7 +136,7 @@ mod tests {
         for caps in [0, capabilities::DEFAULT, u64::MAX] {
             let program = compile(&default::profile(caps)).unwrap();
             assert_eq!(program.bpf.len() % 8, 0);
-            assert!(program.bpf.len() / 8 > 300 && program.bpf.len() <= MAX_PROGRAM);
+            assert!(program.bpf.len() / 8 > 50 && program.bpf.len() <= MAX_PROGRAM);
         }
     }
 

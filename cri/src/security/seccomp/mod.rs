@@ -6,7 +6,9 @@
 mod cache;
 mod compile;
 mod default;
+mod instruction;
 mod json;
+mod optimize;
 mod profile;
 mod prologue;
 mod recent;

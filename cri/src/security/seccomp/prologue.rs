@@ -3,6 +3,7 @@
 
 use libseccomp::{ScmpArch, ScmpSyscall};
 
+use super::instruction::{ARCHITECTURE, EQUAL, GREATER, GREATER_OR_EQUAL, Instruction, JUMP, NUMBER};
 use super::profile::{Action, Profile, Rule};
 use super::recent;
 
@@ -85,7 +86,7 @@ impl Prologue {
             let length = decisions.len() as u8 + 1;
             program.push(Instruction::jump_if(EQUAL, *token, 0, length));
             program.append(decisions);
-            program.push(Instruction { code: JUMP, if_true: 0, if_false: 0, value: left as u32 });
+            program.push(Instruction::plain(JUMP, left as u32));
         }
         program.iter().flat_map(Instruction::bytes).collect()
     }
@@ -126,45 +127,5 @@ fn audit_token(arch: ScmpArch) -> Option<u32> {
         ScmpArch::Aarch64 => Some(0xc000_00b7),
         ScmpArch::Arm => Some(0x4000_0028),
         _ => None,
-    }
-}
-
-/// Offsets in struct seccomp_data.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-
-/// Opcodes of linux/bpf_common.h.
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
-const GREATER_OR_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-
-/// struct sock_filter.
-struct Instruction {
-    code: u16,
-    if_true: u8,
-    if_false: u8,
-    value: u32,
-}
-
-impl Instruction {
-    fn load(offset: u32) -> Self {
-        Self { code: LOAD, if_true: 0, if_false: 0, value: offset }
-    }
-
-    fn jump_if(code: u16, value: u32, if_true: u8, if_false: u8) -> Self {
-        Self { code, if_true, if_false, value }
-    }
-
-    fn verdict(action: Action) -> Self {
-        Self { code: RETURN, if_true: 0, if_false: 0, value: action.verdict() }
-    }
-
-    fn bytes(&self) -> [u8; 8] {
-        let [code0, code1] = self.code.to_ne_bytes();
-        let [value0, value1, value2, value3] = self.value.to_ne_bytes();
-        [code0, code1, self.if_true, self.if_false, value0, value1, value2, value3]
     }
 }

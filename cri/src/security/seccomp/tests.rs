@@ -13,7 +13,7 @@ const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 
 /// What the program says to a call.
-fn verdict(program: &[u8], architecture: u32, number: u32, arguments: &[u64]) -> u32 {
+pub(super) fn verdict(program: &[u8], architecture: u32, number: u32, arguments: &[u64]) -> u32 {
     // struct seccomp_data
     let mut data = vec![];
     data.extend(number.to_ne_bytes());
