@@ -81,19 +81,33 @@ async fn a_stream_twice_an_unknown_one_and_a_frame_too_large_run_nothing() {
     assert_eq!(status, 101, "{head}");
     socket.write_all(b"\x80\x03\0\x01\0\xff\xff\xff").await.unwrap();
     ends(&mut socket).await;
-    // A WebSocket message of an exabyte, and one that is not masked
-    for frame in [&b"\x82\xff\x0f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"[..], b"\x82\x05\0hello"] {
-        let url = case.exec("cat >/dev/null; touch /ran", |request| request.stdin = true).await;
-        let mut socket = WebSocket::connect(&url, "v5.channel.k8s.io").await.into_inner();
-        socket.write_all(frame).await.unwrap();
-        ends(&mut socket).await;
+    // A WebSocket message of an exabyte, one that is not masked, and a client that goes away in the middle of its input:
+    // the command is killed before it can take what came for all of it
+    let gone = &b""[..];
+    for _ in 0..5 {
+        for frame in
+            [&b"\x82\xff\x0f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"[..], b"\x82\x05\0hello", gone]
+        {
+            let url = case.exec("read line; : >/ran", |request| request.stdin = true).await;
+            let mut socket = WebSocket::connect(&url, "v5.channel.k8s.io").await.into_inner();
+            // By then it reads.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if frame.is_empty() {
+                drop(socket);
+            } else {
+                socket.write_all(frame).await.unwrap();
+                ends(&mut socket).await;
+            }
+        }
     }
     let id = case.id.clone();
-    assert_ne!(case.pod.exec(&id, &["test", "-e", "/ran"]).await.exit_code, 0, "something ran");
     hull_tests::eventually("no command is left", hull_tests::patience(15), async || {
-        (!case.pod.shell(&id, "ps").await.contains("cat")).then_some(())
+        // In brackets are the dead ones, whom the container's first process does not wait for.
+        let living = case.pod.shell(&id, "ps | grep -v '\\['").await;
+        (!living.contains("read line")).then_some(())
     })
     .await;
+    assert_ne!(case.pod.exec(&id, &["test", "-e", "/ran"]).await.exit_code, 0, "something ran");
     case.daemon.finish().await;
 }
 

@@ -84,8 +84,10 @@ impl ExecSession {
             answer
         };
         let gone = client.gone.clone();
+        // Its pipes stay open until the command has been killed.
+        let mut passing = std::pin::pin!(ends.pass(client, &over, answer));
         let answer = tokio::select! {
-            answer = ends.pass(client, &over, answer) => answer,
+            answer = &mut passing => answer,
             () = resizes => return Outcome::Success,
             () = gone.cancelled() => {
                 stop(&agent, number).await;
@@ -187,10 +189,15 @@ impl Ends {
         answer: impl Future<Output = T>,
     ) -> T {
         let input = client.stdin.take().zip(self.stdin);
+        let gone = client.gone.clone();
         let input = async {
-            if let Some((from, to)) = input {
-                pipes::feed(from, to).await;
-            }
+            let fed = match input {
+                Some((from, to)) => Some(pipes::feed(from, to).await),
+                None => None,
+            };
+            // A client that has gone has not said all. The command, which is about to be killed, must not take what came for
+            // the whole.
+            let _open = fed.filter(|_| gone.is_cancelled());
             std::future::pending::<()>().await;
         };
         let outputs = async {

@@ -32,14 +32,15 @@ pub fn input() -> io::Result<(pipe::Sender, OwnedFd)> {
     Ok((pipe::Sender::from_owned_fd(ours)?, theirs))
 }
 
-/// Passes on what the client types, to its end; then the process sees the end too. A process that reads no more ends
-/// it as well.
-pub async fn feed(mut from: mpsc::Receiver<Bytes>, mut to: pipe::Sender) {
+/// Passes on what the client types, to its end, and returns the pipe: dropped, the process sees the end too. A process that
+/// reads no more ends it as well.
+pub async fn feed(mut from: mpsc::Receiver<Bytes>, mut to: pipe::Sender) -> pipe::Sender {
     while let Some(bytes) = from.recv().await {
         if to.write_all(&bytes).await.is_err() {
-            return;
+            break;
         }
     }
+    to
 }
 
 /// Passes on what the process writes until nobody can write any more, or, once `over`, until nothing comes for a

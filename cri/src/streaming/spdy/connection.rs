@@ -155,10 +155,10 @@ impl Shared {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends every stream in both directions.
+    /// Ends every stream in both directions. Whoever learns of the end of one finds that the client has gone.
     fn end(&self) {
-        self.streams().clear();
         self.gone.cancel();
+        self.streams().clear();
     }
 
     async fn send(&self, frame: &[u8]) -> io::Result<()> {
