@@ -58,7 +58,9 @@ impl Peer {
         self.logs.path().join(pod).join("main.log")
     }
 
+    /// With a log directory that exists, as kubelet makes it.
     pub fn pod_config(&self, name: &str, network: Network) -> cri::PodSandboxConfig {
+        std::fs::create_dir_all(self.logs.path().join(name)).expect("a directory for the pod's logs");
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.to_owned(),

@@ -46,6 +46,21 @@ pub async fn run(options: &Options, peers: &[Peer], report: &mut Report) -> bool
     true
 }
 
+/// Back to back, runtimes take turns of so many measurements. One more before them is not counted: it would measure what
+/// the runtime before has left to clear up, and how cold it has left the caches.
+const TURN: usize = 5;
+
+/// The turns of `rounds` measurements: how many measurements, and how many before those that are not counted. With a pause
+/// before each there is nothing to tell apart, and each is a turn of its own.
+fn turns(options: &Options) -> impl Iterator<Item = (usize, usize)> {
+    let (most, uncounted) = if options.spaced.is_zero() { (TURN, 1) } else { (1, 0) };
+    // The very first is the warm-up of all.
+    let warm_up = [(0, 1)].into_iter();
+    warm_up.chain(
+        (0..options.rounds).step_by(most).map(move |done| (most.min(options.rounds - done), uncounted)),
+    )
+}
+
 async fn pull_for_all(options: &Options, peers: &[Peer]) {
     for peer in peers {
         peer.pull(&options.image).await;

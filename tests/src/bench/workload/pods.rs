@@ -2,14 +2,17 @@ use crate::bench::{Options, Peer, Report};
 
 pub(super) async fn run(options: &Options, peers: &[Peer], report: &mut Report) {
     super::pull_for_all(options, peers).await;
-    for round in 0..=options.rounds {
+    let mut number = 0;
+    for (counted, uncounted) in super::turns(options) {
         for peer in peers {
-            tokio::time::sleep(options.spaced).await;
-            one(options, peer, round, report).await;
-        }
-        if round == 0 {
-            // Warmed up.
-            report.clear();
+            for round in 0..uncounted + counted {
+                tokio::time::sleep(options.spaced).await;
+                number += 1;
+                match round < uncounted {
+                    true => one(options, peer, number, &mut Report::new("")).await,
+                    false => one(options, peer, number, report).await,
+                }
+            }
         }
     }
 }
