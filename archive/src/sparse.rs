@@ -31,7 +31,12 @@ pub(crate) fn segments(file: &File, size: u64) -> io::Result<Option<Vec<Segment>
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        let hole = seek(file, SeekFrom::Hole(data))?.min(size);
+        let hole = match seek(file, SeekFrom::Hole(data)) {
+            Ok(hole) => hole.min(size),
+            // Shorter by now.
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
         match segments.last_mut() {
             Some(last) if data - (last.offset + last.length) < MIN_HOLE => last.length = hole - last.offset,
             None if data < MIN_HOLE => segments.push(Segment { offset: 0, length: hole }),
@@ -98,5 +103,22 @@ mod tests {
         assert_eq!(found[0].offset, 0);
         assert!(found[1].offset <= 8 << 20 && found[1].length < 1 << 20);
         assert!(String::from_utf8(map(&found, size)).unwrap().starts_with("3\n0\n"));
+    }
+    /// As `echo >file` does it.
+    #[test]
+    fn a_file_that_is_written_anew_meanwhile_is_no_error() {
+        let file = file(5, &[(0, 5)]);
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    file.set_len(0).unwrap();
+                    file.write_all_at(b"again", 0).unwrap();
+                }
+            });
+            let failed = (0..20_000).find_map(|_| segments(&file, 5).err());
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(failed.is_none(), "{failed:?}");
+        });
     }
 }
