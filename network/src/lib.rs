@@ -36,6 +36,8 @@ mod namespace;
 mod netlink;
 mod network;
 mod pod;
+/// When things that are made in advance are made again; waiting agents, which hulld makes, as well as namespaces.
+pub mod refill;
 mod sysctl;
 /// The guest's end of a microVM pod's network.
 pub mod tap;

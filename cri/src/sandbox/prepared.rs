@@ -11,20 +11,17 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hull_agent::protocol::FrameWriter;
 use hull_agent::protocol::messages::{CgroupLayout, Message, Prepare, Request, message, request};
+use hull_network::refill::Refill;
 use rustix::fs::{AtFlags, CWD, OFlags};
-use tokio::sync::Notify;
 
 use super::program::Program;
 use crate::server::descriptors;
 
 /// How many wait: the pods that a node gets at once, and what they cost an idle one, some 100 KiB each.
 const COUNT: usize = 4;
-/// From the first use to the making of new ones, so that these are not made beside the start that used it.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Starts an agent's program, which writes what it has to say to `log`.
 pub(super) fn start(program: &Path, log: fs::File) -> io::Result<Program> {
@@ -43,7 +40,7 @@ pub(super) struct Prepared {
     /// What each is told at once.
     request: Option<Message>,
     waiting: Mutex<Vec<Waiting>>,
-    used: Arc<Notify>,
+    refill: Arc<Refill>,
 }
 
 #[derive(Debug)]
@@ -73,7 +70,7 @@ impl Prepared {
     /// They prepare for pods without labels on this layout, if one is given. None wait before the first was asked for: a
     /// node may have machines only. Must be called inside the runtime.
     pub(super) fn new(program: &Path, state: &Path, layout: Option<&CgroupLayout>) -> Arc<Self> {
-        let used = Arc::new(Notify::new());
+        let refill = Arc::new(Refill::default());
         let (program, state) = (program.to_owned(), state.to_owned());
         let request = layout.map(|layout| {
             let call = request::Call::Prepare(Prepare { cgroups: Some(layout.clone()) });
@@ -81,12 +78,11 @@ impl Prepared {
             Message { id: 0, body: Some(message::Body::Request(request)) }
         });
         let waiting = Mutex::default();
-        let prepared = Arc::new(Self { program, state, request, waiting, used: Arc::clone(&used) });
+        let prepared = Arc::new(Self { program, state, request, waiting, refill: Arc::clone(&refill) });
         let weak = Arc::downgrade(&prepared);
         tokio::spawn(async move {
             loop {
-                used.notified().await;
-                tokio::time::sleep(PAUSE).await;
+                refill.due(|| weak.upgrade().map_or(0, |prepared| prepared.left())).await;
                 // Whoever drops them wakes this task.
                 let Some(prepared) = weak.upgrade() else { return };
                 if let Err(error) = prepared.fill() {
@@ -99,7 +95,7 @@ impl Prepared {
 
     /// A program that waits, with its log at `log`, a path below `state`. `None`: there is none, and one has to be started.
     pub(super) fn take(&self, log: &Path) -> Option<Program> {
-        self.used.notify_one();
+        self.refill.taken();
         let version = Version::of(&self.program).ok()?;
         loop {
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
@@ -107,6 +103,10 @@ impl Prepared {
                 return give_name(&waiting.log, log).ok().map(|()| waiting.program);
             }
         }
+    }
+
+    fn left(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn fill(&self) -> io::Result<()> {
@@ -134,7 +134,7 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        self.used.notify_one();
+        self.refill.taken();
     }
 }
 
@@ -153,6 +153,7 @@ fn give_name(file: &fs::File, path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::time::Duration;
 
     /// A program that says who it is and waits, as an agent does, until its socket is closed.
     fn program(directory: &Path, says: &str) -> PathBuf {

@@ -10,15 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hull_sys::namespace::{Namespaces, unshare};
-use tokio::sync::Notify;
 
 use super::blocking;
+use crate::refill::Refill;
 use crate::{NetworkError, namespace};
 
 /// How many wait.
 const COUNT: usize = 4;
-/// From the first use to the making of new ones, so that these are not made beside the start that used it.
-const PAUSE: Duration = Duration::from_millis(20);
 /// How old one may become.
 const LIFE: Duration = Duration::from_secs(60);
 
@@ -26,7 +24,7 @@ const LIFE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Fresh {
     waiting: Mutex<Vec<Waiting>>,
-    used: Arc<Notify>,
+    refill: Arc<Refill>,
 }
 
 #[derive(Debug)]
@@ -38,19 +36,16 @@ struct Waiting {
 impl Fresh {
     /// None are made before the first was asked for. Must be called inside the runtime.
     pub(super) fn new() -> Arc<Self> {
-        let used = Arc::new(Notify::new());
-        let fresh = Arc::new(Self { waiting: Mutex::default(), used: Arc::clone(&used) });
+        let refill = Arc::new(Refill::default());
+        let fresh = Arc::new(Self { waiting: Mutex::default(), refill: Arc::clone(&refill) });
         let weak = Arc::downgrade(&fresh);
         tokio::spawn(async move {
             let mut idle = true;
             loop {
                 let aged = tokio::select! {
-                    () = used.notified() => false,
+                    () = refill.due(|| weak.upgrade().map_or(0, |fresh| fresh.left())) => false,
                     () = tokio::time::sleep(LIFE), if !idle => true,
                 };
-                if !aged {
-                    tokio::time::sleep(PAUSE).await;
-                }
                 // Whoever drops them wakes this task.
                 let Some(fresh) = weak.upgrade() else { return };
                 idle = aged;
@@ -69,9 +64,13 @@ impl Fresh {
 
     /// A namespace with nothing but a loopback interface that is down. `None`: there is none, and one has to be made.
     pub(super) fn take(&self) -> Option<OwnedFd> {
-        self.used.notify_one();
+        self.refill.taken();
         self.drop_older_than(LIFE);
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop().map(|waiting| waiting.namespace)
+    }
+
+    fn left(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn drop_older_than(&self, age: Duration) {
@@ -82,8 +81,7 @@ impl Fresh {
     /// Blocks shortly.
     fn fill(&self) -> Result<(), NetworkError> {
         self.drop_older_than(LIFE);
-        let present = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len();
-        for _ in present..COUNT {
+        for _ in self.left()..COUNT {
             let made = Instant::now();
             let failed =
                 |source| NetworkError::Kernel { action: "making a network namespace".into(), source };
@@ -96,7 +94,7 @@ impl Fresh {
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        self.used.notify_one();
+        self.refill.taken();
     }
 }
 
@@ -136,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_old_namespace_is_given_to_nobody() {
-        let fresh = Fresh { waiting: Mutex::default(), used: Arc::new(Notify::new()) };
+        let fresh = Fresh { waiting: Mutex::default(), refill: Arc::default() };
         fresh.fill().unwrap();
         let old = Instant::now().checked_sub(LIFE).unwrap();
         fresh.waiting.lock().unwrap().iter_mut().for_each(|waiting| waiting.made = old);
