@@ -8,6 +8,7 @@ pub mod config;
 /// Changes, told in order to everybody who listens.
 pub mod events;
 mod image;
+mod local_stream;
 mod rdt;
 pub mod runtime;
 pub mod sandbox;

@@ -128,18 +128,45 @@ fn a_sandbox_that_cannot_be_made_says_why_and_the_agent_ends() {
 /// A waiting agent must not keep the host's mounts busy, which would make their unmounting fail or mean nothing.
 #[test]
 fn an_agent_that_waits_for_its_pod_holds_no_mount_of_the_host() {
-    let mut pod = Pod::of_prepared_agent(|agent| {
+    let meanwhile = |agent| {
         let mounts = || {
             let table = fs::read_to_string(format!("/proc/{agent}/mountinfo")).unwrap();
             let point = |line: &str| line.split(' ').nth(4).unwrap().to_owned();
             table.lines().map(point).filter(|point| point != "/run/hull/cgroup").collect::<Vec<_>>()
         };
-        until("it has left the host", || mounts() == ["/", "/proc"]);
-    });
+        until("it has left the host", || mounts() == ["/", "/proc", "/run/hull/shm"]);
+    };
+    let mut pod = Pod::of_prepared_agent(meanwhile, |_| {});
     pod.run("main", "cat /etc/passwd /sys/kernel/mm/transparent_hugepage/enabled; mount");
     assert_eq!(pod.client.exited("main").exit_code, 0);
     assert_eq!(pod.lines("main")[0], "root:x:0:0:root:/root:/bin/sh");
     pod.stop();
+}
+
+#[test]
+fn a_prepared_agent_gives_its_pod_the_namespaces_and_the_shared_memory_that_it_asks_for() {
+    let of = |pid: i32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let own = std::process::id() as i32;
+    for (new_ipc, new_uts, shm_size) in
+        [(true, true, 0), (false, true, 64 << 20), (true, false, 1 << 20), (false, false, 0)]
+    {
+        let mut pod = Pod::of_prepared_agent(
+            |_| {},
+            |spec| {
+                (spec.new_ipc_namespace, spec.new_uts_namespace, spec.shm_size) =
+                    (new_ipc, new_uts, shm_size);
+            },
+        );
+        assert_eq!(of(pod.agent_pid, "ipc") != of(own, "ipc"), new_ipc);
+        assert_eq!(of(pod.agent_pid, "uts") != of(own, "uts"), new_uts);
+        pod.run("main", "hostname; df -k /dev/shm | tail -n 1");
+        assert_eq!(pod.client.exited("main").exit_code, 0);
+        let lines = pod.lines("main");
+        assert_eq!(lines[0] == "test", new_uts, "{lines:?}");
+        let kilobytes = if shm_size == 1 << 20 { " 1024 " } else { " 65536 " };
+        assert!(lines[1].contains(kilobytes), "{lines:?}");
+        pod.stop();
+    }
 }
 
 #[test]
@@ -454,6 +481,54 @@ fn a_stop_kills_everything_answers_and_leaves_no_cgroup() {
         exit_record::list(state.as_fd()).unwrap().into_iter().map(|record| record.exit_code).collect();
     codes.dedup();
     assert!(codes.is_empty() || codes == [137], "the directory may be gone with the test's own: {codes:?}");
+}
+
+/// What reads an exec's output is told of its end when the process closes it, or, if so asked, when the process has ended.
+#[test]
+fn the_end_of_an_execs_output_comes_when_it_is_asked_for() {
+    let mut pod = Pod::new();
+    pod.run("main", "sleep 1000");
+    for output_at_end in [false, true] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let script =
+            "echo said; exec >&- 2>&-; until test -e /tmp/go; do sleep 0.01; done; rm /tmp/go; exit 3";
+        let exec = Exec {
+            container_id: "main".into(),
+            process: Some(shell(script)),
+            stdout: Some(0),
+            inherit: true,
+            output_at_end,
+            ..Exec::default()
+        };
+        let request = pod.client.send(Some(Call::Exec(exec)), &[writer.as_fd()]);
+        drop(writer);
+        let (sender, ended) = std::sync::mpsc::channel();
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+            sender.send(()).unwrap();
+            text
+        });
+        let patience = Duration::from_millis(if output_at_end { 300 } else { 10_000 });
+        assert_eq!(ended.recv_timeout(patience).is_ok(), !output_at_end);
+        let (go, _) = pod.exec("main", "> /tmp/go", 0);
+        assert_eq!(go.exit_code, 0);
+        let Outcome::ExecEnded(end) = pod.client.response(request) else { panic!() };
+        assert_eq!(end.exit_code, 3);
+        assert_eq!(reading.join().unwrap(), "said\n");
+    }
+    pod.stop();
+}
+
+#[test]
+fn a_container_starts_although_somebody_removed_the_cgroup_that_was_made_for_it() {
+    let mut pod = Pod::new();
+    let call = PrepareContainer { container_id: "main".into(), cgroup_leaf: "main".into() };
+    pod.client.done(Call::PrepareContainer(call), &[]);
+    pod.leaf("main").remove().unwrap();
+    pod.run("main", "exit 5");
+    assert_eq!(pod.client.exited("main").exit_code, 5);
+    pod.stop();
 }
 
 #[test]

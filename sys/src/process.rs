@@ -8,7 +8,8 @@ use crate::namespace::Namespaces;
 
 const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;
 const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
-// linux/sched.h; too wide for the c_int that libc gives it on some targets.
+// linux/sched.h; too wide for the c_int that libc gives them on some targets.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 unsafe extern "C" {
@@ -47,7 +48,8 @@ pub enum Cloned {
     Child,
 }
 
-/// Clones the calling process like fork: memory and descriptors are copied, the parent gets SIGCHLD at the end.
+/// Clones the calling process like fork: memory and descriptors are copied, the parent gets SIGCHLD at the end. Signals
+/// that the caller handles have their default action in the child; ignored ones stay ignored.
 ///
 /// Fails with `Unsupported` if the process may have other threads: a lock one of them holds would stay locked in the
 /// child for ever. With one thread the child may do everything that the parent could, so the function is safe.
@@ -59,7 +61,7 @@ pub fn clone3(options: &Clone3<'_>) -> io::Result<Cloned> {
         ));
     }
     let mut pidfd: RawFd = -1;
-    let mut flags = CLONE_PIDFD | u64::from(options.namespaces.bits());
+    let mut flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND | u64::from(options.namespaces.bits());
     if options.sibling {
         flags |= CLONE_PARENT;
     }

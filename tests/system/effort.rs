@@ -96,15 +96,15 @@ async fn a_pods_life_takes_no_more_calls_processes_and_bytes_than_promised() {
 
     let [start, exec, end] = life(&daemon, &image, "host", pod_config).await;
     // The agent, the agent again in its cgroup, the container.
-    let bound = Bound { calls: 1500, processes: 3, programs: 2, written: 3 << 10 };
+    let bound = Bound { calls: 1425, processes: 3, programs: 2, written: 3 << 10 };
     check("a start on the host's network", &start, &bound);
-    check("an exec", &exec, &Bound { calls: 300, processes: 1, programs: 1, written: 0 });
-    check("an end", &end, &Bound { calls: 500, processes: 0, programs: 0, written: 3 << 10 });
+    check("an exec", &exec, &Bound { calls: 230, processes: 1, programs: 1, written: 0 });
+    check("an end", &end, &Bound { calls: 430, processes: 0, programs: 0, written: 3 << 10 });
 
     let [start, _, end] = life(&daemon, &image, "own", networked_pod_config).await;
     let bound = Bound { calls: 1650, processes: 3, programs: 2, written: 3 << 10 };
     check("a start with a network of its own", &start, &bound);
-    check("its end", &end, &Bound { calls: 550, processes: 0, programs: 0, written: 4 << 10 });
+    check("its end", &end, &Bound { calls: 450, processes: 0, programs: 0, written: 4 << 10 });
     the_steps_can_be_asked_for(&daemon);
     daemon.finish().await;
 }

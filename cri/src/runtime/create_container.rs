@@ -14,7 +14,7 @@ use super::objects::{Container, Pod, container_key};
 use super::trace::Trace;
 use super::translate::container::{self, Facts, WRITABLE};
 use super::translate::{devices, mounts, profile};
-use super::{Error, Result, Runtime, blocking, host, volumes};
+use super::{Error, Result, Runtime, blocking, blocking_here, host, volumes};
 use crate::api::runtime::{
     ContainerConfig, CreateContainerRequest, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig,
 };
@@ -112,7 +112,7 @@ impl Runtime {
                 container::plan(&record, &pod, &directory, &facts)?;
                 Ok::<_, Error>((record, facts.labels.mount))
             };
-            blocking(check).await??
+            blocking_here(check).await??
         };
         self.check_target(pod, &record)?;
         trace.step("plan");
@@ -127,8 +127,7 @@ impl Runtime {
         }
         let container = Container::new(record, Arc::clone(pod), layers);
         self.objects.add_container(Arc::clone(&container));
-        // The answer goes first.
-        tokio::spawn(expect(container, agent));
+        expect(&container, &agent);
         trace.step("write the record, tell of it");
         self.traces.keep(trace, &id);
         Ok(id)
@@ -378,15 +377,16 @@ fn apparmor_profile(context: &LinuxContainerSecurityContext, enabled: bool) -> R
     })
 }
 
-/// Tells the agent of a new container, unless it is being started or removed already: who does that has its order.
-async fn expect(container: Arc<Container>, agent: Arc<Agent>) {
-    let _order = container.order.lock().await;
+/// Tells the agent of a new container, which it can prepare while the answer is on its way; unless somebody has found the
+/// container and starts or removes it already: who does that has its order.
+fn expect(container: &Container, agent: &Agent) {
+    let Ok(_order) = container.order.try_lock() else { return };
     if container.phase() != ContainerPhase::Created || container.pod.container(container.id()).is_none() {
         return;
     }
     let place = container.pod.place();
     let leaf = slice::leaf(&place.cgroup_parent, container.id());
-    container.pod.launcher.expect(&agent, &place, container.id(), leaf);
+    container.pod.launcher.expect(agent, &place, container.id(), leaf);
 }
 
 #[cfg(test)]

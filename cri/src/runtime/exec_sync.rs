@@ -57,6 +57,7 @@ impl Runtime {
             stderr: Some(stderr_slot),
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             inherit: true,
+            output_at_end: true,
         };
         let doing = format!("cannot execute a command in the container {}", container.id());
         let call = execute(&agent, exec, slots);

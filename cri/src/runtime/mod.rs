@@ -43,6 +43,7 @@ mod stream_containers;
 mod stream_pod_sandbox_metrics;
 mod stream_pod_sandbox_stats;
 mod stream_pod_sandboxes;
+mod to_the_end;
 pub(crate) mod trace;
 pub mod translate;
 mod update_container_resources;
@@ -52,11 +53,13 @@ mod user_namespaces;
 mod version;
 mod volumes;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +91,7 @@ use crate::store::{Store, StoreError};
 use crate::streaming::tls::Tls;
 use crate::streaming::{Session, Streaming, StreamingError, TokenError};
 use crate::systemd::{BusError, Systemd};
+use to_the_end::ToTheEnd;
 
 /// How long the built-in network keeps its bridge for no pod: a node that starts one pod after the other finds it there.
 const BRIDGE_LINGER: Duration = Duration::from_secs(10);
@@ -255,10 +259,8 @@ impl Runtime {
         &self,
         operation: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        match self.operations.spawn(operation).await {
-            Ok(result) => result,
-            Err(error) => Err(Error::Internal(format!("an operation broke off: {error}"))),
-        }
+        let result = ToTheEnd::new(&self.operations, operation).await;
+        result.unwrap_or_else(|panic| Err(broken_off(panic)))
     }
 
     /// The container with this id, if it runs.
@@ -352,6 +354,26 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::Internal(format!("an operation broke off: {error}")))
+}
+
+/// What the client is told of an operation that panicked.
+fn broken_off(panic: Box<dyn Any + Send>) -> Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::Internal(format!("an operation broke off: {}", text.unwrap_or("it panicked")))
+}
+
+/// The same for work that takes less time than two changes of threads. Other requests go on meanwhile: another thread takes
+/// over what this one would have done. Nothing that may wait for long: there are no more threads than for [`blocking`], and
+/// when the last one waits here nobody runs any requests.
+pub(crate) async fn blocking_here<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(|| std::panic::catch_unwind(AssertUnwindSafe(work)))
+                .map_err(broken_off)
+        }
+        _ => blocking(work).await,
+    }
 }
 
 /// A directory that only root may look into (containerd CVE-2024-25621).

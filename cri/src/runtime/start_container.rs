@@ -7,9 +7,9 @@ use hull_agent::protocol::messages::{ContainerStarted, StartContainer, request, 
 use super::create_container::facts;
 use super::objects::Container;
 use super::trace::Trace;
-use super::translate::container;
-use super::{Error, Result, Runtime, blocking, host};
-use crate::sandbox::{SandboxError, Slots};
+use super::translate::container::{self, Plan};
+use super::{Error, Result, Runtime, blocking, blocking_here, host};
+use crate::sandbox::{SandboxError, Slots, Source};
 use crate::store::record::{ContainerPhase, Exit, RunningUser};
 
 /// Exit code of a container that could not be started, as other runtimes report it.
@@ -22,6 +22,13 @@ pub(super) enum Again {
     Never,
     /// If it has ended.
     AfterItsEnd,
+}
+
+/// How far the preparation of a start has come.
+enum Planned<O> {
+    /// What it needs from the host is to be opened.
+    Whole(Plan, O),
+    Opened((StartContainer, Slots)),
 }
 
 impl Runtime {
@@ -128,14 +135,28 @@ impl Runtime {
         let (launcher, node) = (Arc::clone(&container.pod.launcher), self.node_of(&container.pod));
         let (doing, place) = (doing(container), container.pod.place());
         let owner = Arc::clone(&container.pod);
-        // One thread that may wait for all of it: each change of threads costs more than most of the steps.
-        let prepare = move || {
+        let plan = move || {
             let facts = facts(&record, &pod, &node)?;
-            let mut plan = container::plan(&record, &pod, &directory, &facts)?;
+            container::plan(&record, &pod, &directory, &facts)
+        };
+        let open = move |mut plan: Plan| {
             let slots = launcher.open(&place, &mut plan.start, &plan.sources, &|| owner.is_over());
             Ok((plan.start, slots.map_err(Error::sandbox(doing))?))
         };
-        blocking(prepare).await?
+        let own_kernel = container.pod.launcher.has_own_kernel();
+        // Each change of threads costs more than most of the steps. But a path of the host may be one that never answers,
+        // and a machine has more to do.
+        let planned = blocking_here(move || {
+            let plan = plan()?;
+            match own_kernel || plan.sources.iter().any(|source| matches!(source, Source::Tree(_))) {
+                true => Ok(Planned::Whole(plan, open)),
+                false => open(plan).map(Planned::Opened),
+            }
+        });
+        match planned.await?? {
+            Planned::Whole(plan, open) => blocking(move || open(plan)).await?,
+            Planned::Opened(opened) => Ok(opened),
+        }
     }
 
     fn note_start(&self, container: &Container, started: ContainerStarted) {

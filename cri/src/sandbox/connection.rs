@@ -2,27 +2,26 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hull_agent::protocol::{FrameMessage, FrameOf, FrameReaderOf, FrameWriter};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
+
+use crate::local_stream::LocalStream;
 
 /// The socket, with what is still to be sent.
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: UnixStream,
+    socket: LocalStream,
     outgoing: Mutex<FrameWriter>,
     more: Notify,
 }
 
 impl Connection {
     /// Takes over a connected socket.
-    pub(super) fn new(socket: StdUnixStream) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket: UnixStream::from_std(socket)?, outgoing: Mutex::default(), more: Notify::new() })
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self { socket: LocalStream::new(socket)?, outgoing: Mutex::default(), more: Notify::new() })
     }
 
     fn outgoing(&self) -> MutexGuard<'_, FrameWriter> {
@@ -44,7 +43,7 @@ impl Connection {
     pub(super) async fn write_rest(&self) -> io::Error {
         loop {
             self.more.notified().await;
-            let written = self.socket.async_io(Interest::WRITABLE, || {
+            let written = self.socket.send_with(|| {
                 let all = self.outgoing().write_to(self.socket.as_fd())?;
                 if all { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
             });
@@ -64,7 +63,7 @@ impl Connection {
                 return Ok(Some(frame));
             }
             let receive = || reader.receive_from(self.socket.as_fd());
-            if self.socket.async_io(Interest::READABLE, receive).await? == 0 {
+            if self.socket.receive_with(receive).await? == 0 {
                 return Ok(None);
             }
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tonic::transport::Server;
 
 use super::authority::AuthorityShim;
@@ -13,6 +13,7 @@ use crate::api::MAX_MESSAGE;
 use crate::api::hull::hull_server::{Hull, HullServer};
 use crate::api::runtime::image_service_server::{ImageService, ImageServiceServer};
 use crate::api::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use crate::local_stream::LocalStream;
 
 /// Pause after a connection could not be accepted, usually for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -38,11 +39,12 @@ where
         .await
 }
 
-fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<AuthorityShim<UnixStream>>> {
+fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<AuthorityShim<LocalStream>>> {
     futures::stream::unfold(listener, |listener| async move {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(AuthorityShim::new(stream)), listener)),
+            let accepted = listener.accept().await;
+            match accepted.and_then(|(stream, _)| LocalStream::accepted(stream)) {
+                Ok(stream) => return Some((Ok(AuthorityShim::new(stream)), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

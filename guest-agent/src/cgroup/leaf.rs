@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, mkdirat};
+use rustix::fs::{Mode, mkdirat};
 use rustix::io::Errno;
 
 use super::control::Control;
@@ -25,21 +25,39 @@ pub struct Leaf {
     control: Control,
     /// The open directory in the unified hierarchy.
     directory: OnceLock<OwnedFd>,
+    /// See [`Leaf::keep_open`].
+    tasks: OnceLock<Vec<(Version, OwnedFd)>>,
 }
 
 impl Leaf {
     pub(super) fn new(control: Control) -> Self {
-        Self { control, directory: OnceLock::new() }
+        Self { control, directory: OnceLock::new(), tasks: OnceLock::new() }
     }
 
     pub(super) fn control(&self) -> &Control {
         &self.control
     }
 
+    /// What it is called below the pod's cgroup.
+    pub fn name(&self) -> Option<&str> {
+        self.control.leaf.as_deref()
+    }
+
     /// Makes the cgroup; that it exists already is no error. If it fails, what it made is gone again.
     pub fn create(&self) -> Result<(), CgroupError> {
+        self.create_with(|| ())
+    }
+
+    /// [`Self::create`] that lets everybody else on this processor go first: what is woken by what happened before is
+    /// often put behind this process, even if the other processors are idle.
+    pub fn create_aside(&self) -> Result<(), CgroupError> {
+        self.create_with(std::thread::yield_now)
+    }
+
+    fn create_with(&self, before_each: impl Fn()) -> Result<(), CgroupError> {
         let directories = &self.control.directories;
         for (version, base) in directories.all() {
+            before_each();
             let made = self.create_in(version, base);
             if let Err(error) = made {
                 // The first error tells the story; leftovers of a failed removal are swept with the pod.
@@ -111,14 +129,43 @@ impl Leaf {
     /// The `tasks` files of its v1 hierarchies, open for writing: a process that has them, and nothing else of the
     /// cgroups, enters by writing `0` to each.
     pub fn task_files(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        self.open_tasks().map(|files| files.into_iter().map(|(_, file)| file).collect())
+    }
+
+    fn open_tasks(&self) -> Result<Vec<(Version, OwnedFd)>, CgroupError> {
         let all = self.control.directories.all();
         let v1 = all.filter(|(version, _)| matches!(version, Version::V1(_)));
         v1.map(|(version, base)| {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(base, self.control.path_of(version, "tasks"), flags, Mode::empty())
-                .map_err(|errno| self.control.failed("open the file tasks of", errno.into()))
+            let opened = files::open_for_writing(base, &self.control.path_of(version, "tasks"));
+            Ok((version, opened.map_err(|error| self.control.failed("open the file tasks of", error))?))
         })
         .collect()
+    }
+
+    /// Opens what processes enter by, for all that are going to: each would open and close a file for every hierarchy.
+    pub fn keep_open(&self) {
+        if self.tasks.get().is_none()
+            && let Ok(files) = self.open_tasks()
+        {
+            // Whoever was faster has opened the same.
+            let _ = self.tasks.set(files);
+        }
+        let _ = self.clone_fd();
+    }
+
+    /// Closes what [`Self::keep_open`] has opened: nobody enters any more.
+    pub fn let_go(&mut self) {
+        self.tasks.take();
+    }
+
+    /// Takes the calling process into the leaf of one v1 hierarchy.
+    fn enter_one(&self, version: Version) -> Result<(), CgroupError> {
+        let kept = self.tasks.get().and_then(|files| files.iter().find(|(one, _)| *one == version));
+        match kept {
+            Some((_, file)) => files::write_to(file.as_fd(), "0")
+                .map_err(|error| self.control.failed_write("tasks", "0", error)),
+            None => self.control.write(version, "tasks", "0"),
+        }
     }
 
     /// Moves the calling process, which must have one thread, into the leaf of every v1 hierarchy. A thread that moves
@@ -132,13 +179,13 @@ impl Leaf {
         let cpu = self.control.version_of("cpu");
         let all = self.control.directories.all().map(|(version, _)| version);
         all.filter(|version| matches!(version, Version::V1(_)) && Some(*version) != cpu)
-            .try_for_each(|version| self.control.write(version, "tasks", "0"))
+            .try_for_each(|version| self.enter_one(version))
     }
 
     /// The last step of the way in, after [`Self::enter_v1`].
     pub fn enter_v1_cpu(&self) -> Result<(), CgroupError> {
         match self.control.version_of("cpu") {
-            Some(cpu @ Version::V1(_)) => self.control.write(cpu, "tasks", "0"),
+            Some(cpu @ Version::V1(_)) => self.enter_one(cpu),
             _ => Ok(()),
         }
     }

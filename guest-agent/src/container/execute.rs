@@ -21,12 +21,11 @@ use super::report::{Part, Reporter};
 use super::stdio::Streams;
 use super::users::{MAX_FILE, Resolved};
 
-/// First of all in a child: nothing inherited from the agent stays in force, and nobody in a PID namespace that it
-/// joins can look into it. (A container's root that opens /proc/PID/exe of such a process could later write to the
-/// agent's program: CVE-2019-5736; its descriptors: CVE-2016-9962.)
+/// First of all in a child, whose signals have their default action by its clone: nothing inherited from the agent stays
+/// in force, and nobody in a PID namespace that it joins can look into it. (A container's root that opens /proc/PID/exe
+/// of such a process could later write to the agent's program: CVE-2019-5736; its descriptors: CVE-2016-9962.)
 pub(super) fn begin(process: &ProcessPlan) -> Result<OwnProc, Failure> {
     let prepare = || -> io::Result<OwnProc> {
-        signal::reset_all();
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
         rustix::process::setsid()?;
         rustix::process::umask(Mode::empty());

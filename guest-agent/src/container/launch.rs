@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use hull_sys::mount::{self, Attributes, MountAttrFlags, Propagation};
 use hull_sys::namespace::{self, Namespaces};
 use hull_sys::process::{self, Clone3, Cloned};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
+use rustix::process::PidfdFlags;
 
 use crate::cgroup::{CgroupError, Leaf};
 use crate::protocol::messages;
@@ -33,8 +34,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// decision is in the plan.
 ///
 /// Blocks until the program runs or it is clear why not, at most a minute; of a launch that fails nothing is left but
-/// what it made in the writable directory. The process must have one thread and be inside a pod
-/// ([`crate::sandbox::enter`]). The trees of the slots are used up: another launch needs new ones.
+/// what it made in the writable directory. The process must have one thread, ignore no signal
+/// ([`hull_sys::signal::reset_all`]) and be inside a pod ([`crate::sandbox::enter`]). The trees of the slots are used up:
+/// another launch needs new ones.
 pub fn launch(
     plan: &ContainerPlan,
     slots: &Slots<'_>,
@@ -177,15 +179,15 @@ fn clone(
         }
         return Ok(clone3(cgroup, namespaces)?);
     };
-    let own = rustix::fs::open("/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .during(Stage::Start, || "cannot open the agent's PID namespace")?;
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .during(Stage::Start, || "cannot open the agent's own process")?;
     namespace::enter_of_process(target, Namespaces::PID)
         .during(Stage::Start, || "cannot join the PID namespace (has its first process ended?)")?;
     let cloned = clone3(cgroup, namespaces);
     if let Ok(Cloned::Child) = cloned {
         return Ok(Cloned::Child);
     }
-    let restored = namespace::enter(own.as_fd(), Namespaces::PID);
+    let restored = namespace::enter_of_process(own.as_fd(), Namespaces::PID);
     if let Err(error) = restored {
         // Cannot happen (setns to the own namespace); if it did, the next container would be in the wrong one.
         let failure = Failure::system(Stage::Start, "cannot return to the agent's PID namespace", error);

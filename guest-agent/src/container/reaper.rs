@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 
 use hull_sys::mount::{self, Attributes, MountAttrFlags as Attr, MoveMountFlags, OpenTreeFlags, Propagation};
 use hull_sys::namespace::Namespaces;
-use hull_sys::{privilege, process, signal};
+use hull_sys::{privilege, process};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Leaf;
@@ -36,7 +36,6 @@ pub fn start_reaper(cgroup: &Leaf, user_namespace: Option<&UserNamespace>) -> Re
 }
 
 fn reaper_process(reporter: &Reporter) -> Result<Infallible, Failure> {
-    signal::reset_all();
     let doing = || "cannot prepare the pod's first process";
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .during(Stage::Start, doing)?;

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_sys::descriptor::{recv_with_fds, send_with_fds};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::failure::{Failure, Stage};
@@ -150,11 +151,19 @@ fn frame(tag: u8, body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// How long only the end of a report is waited for, before it is read as it comes: one may be longer than what a socket
+/// holds.
+const WHOLE: Duration = Duration::from_millis(20);
+
 /// Reads until the end of the stream, at most until `deadline`.
 pub(super) fn collect(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Report> {
     let (mut bytes, mut fds, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
+    // The word before the end says nothing yet, and waking for it would take the processor from whoever said it.
+    await_event(socket, PollFlags::empty(), deadline.min(Instant::now() + WHOLE))?;
     loop {
-        await_readable(socket, deadline)?;
+        if !await_event(socket, PollFlags::IN, deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match recv_with_fds(socket, &mut buffer, &mut fds)? {
             0 => return Ok(Report::parse(&bytes, fds)),
             count => bytes.extend(&buffer[..count]),
@@ -165,14 +174,13 @@ pub(super) fn collect(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<R
     }
 }
 
-fn await_readable(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
+/// Waits for one of these events or the end of the stream; false: neither came in time.
+fn await_event(socket: BorrowedFd<'_>, events: PollFlags, deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
+        match poll(&mut [PollFd::new(&socket, events)], Some(&timeout)) {
+            Ok(count) => return Ok(count > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -275,6 +283,30 @@ mod tests {
         assert_eq!(parts, ["clone", "root filesystem, user"]);
         assert_eq!(report.identity, identity);
         assert!(report.terminal.is_some());
+    }
+
+    #[test]
+    fn a_report_that_is_longer_than_what_a_socket_holds_arrives_whole() {
+        let (agent, child) = channel().unwrap();
+        let identity = Identity { uid: 7, gid: 8, groups: (0..65_536).collect() };
+        let expected = identity.clone();
+        let telling = std::thread::spawn(move || {
+            let reporter = Reporter::new(child, Instant::now());
+            reporter.identity(&identity).unwrap();
+            reporter.executing().unwrap();
+        });
+        let report = collect(agent.as_fd(), soon()).unwrap().into_result().unwrap();
+        telling.join().unwrap();
+        assert!(report.identity == expected);
+    }
+
+    #[test]
+    fn a_process_that_never_ends_its_report_is_given_up_in_time() {
+        let (agent, child) = channel().unwrap();
+        let reporter = Reporter::new(child, Instant::now());
+        reporter.executing().unwrap();
+        let error = collect(agent.as_fd(), Instant::now() + Duration::from_millis(60)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod facts;
 /// Paths in the agent's own root.
 pub mod layout;
 mod root;
+mod spare;
 mod sysctl;
 /// The user namespaces of pods.
 pub mod user_namespace;
@@ -19,6 +20,7 @@ use hull_sys::namespace::{self, Namespaces};
 use rustix::fs::{Mode, OFlags};
 
 pub use facts::{CgroupView, Hierarchy, PodFacts};
+pub use spare::Spare;
 pub use user_namespace::{IdMap, PodNamespaces, UserNamespace};
 
 use crate::container::Slots;
@@ -82,10 +84,15 @@ pub fn withdraw(layout: &messages::CgroupLayout, label: &str) -> Result<(), Sand
 }
 
 /// Makes the calling process, which has called [`withdraw`], the inside of a new pod: joins or makes its namespaces, adds
-/// to its root what is the pod's own, sets hostname and sysctls and the process's own OOM score.
+/// to its root what is the pod's own, sets hostname and sysctls and the process's own OOM score. What there is in `spare`
+/// is used, or given back.
 ///
 /// The process must already be in its cgroup, and have one thread. After an error it can only exit.
-pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFacts, SandboxError> {
+pub fn enter(
+    spec: &messages::CreateSandbox,
+    slots: &Slots<'_>,
+    spare: Option<Spare>,
+) -> Result<PodFacts, SandboxError> {
     check_hostname(&spec.hostname)?;
     let slot = |number: u32, what| slots.get(number).ok_or(SandboxError::Slot { slot: number, what });
     if let Some(number) = spec.network_namespace {
@@ -102,8 +109,11 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
             Some(number) => {
                 namespace::enter(slot(number, name)?, kind).doing(format!("join {name} of the pod"))?;
             }
-            None if wanted => new |= kind,
-            None => {}
+            None => match (&spare, wanted) {
+                (Some(_), true) | (None, false) => {}
+                (Some(spare), false) => spare.give_back(kind)?,
+                (None, true) => new |= kind,
+            },
         }
     }
     if new != Namespaces::NONE {
@@ -115,7 +125,12 @@ pub fn enter(spec: &messages::CreateSandbox, slots: &Slots<'_>) -> Result<PodFac
         .transpose()?;
     let shm = spec.shm_source.map(|number| slot(number, "the shared memory")).transpose()?;
     let root_owner = user_namespace.as_ref().and_then(|namespace| namespace.root());
-    root::furnish(spec, shm, root_owner.unwrap_or((0, 0)))?;
+    let shm_is_mounted =
+        spare.is_some() && shm.is_none() && root_owner.is_none() && root::wants_usual_shm(spec);
+    root::furnish(spec, root_owner.unwrap_or((0, 0)))?;
+    if !shm_is_mounted {
+        root::mount_shm(shm, spec, root_owner.unwrap_or((0, 0)))?;
+    }
     if spec.new_uts_namespace && !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes()).doing("set the pod's hostname")?;
     }

@@ -41,12 +41,9 @@ pub(super) fn leave_host(layout: &messages::CgroupLayout, label: &str) -> Result
     Ok(())
 }
 
-/// Adds what is this pod's own. What containers see of it belongs to `owner`: user and group of their root.
-pub(super) fn furnish(
-    spec: &messages::CreateSandbox,
-    shm: Option<BorrowedFd<'_>>,
-    owner: (u32, u32),
-) -> Result<(), SandboxError> {
+/// Adds what is this pod's own, but for its shared memory. What containers see of it belongs to `owner`: user and group of
+/// their root.
+pub(super) fn furnish(spec: &messages::CreateSandbox, owner: (u32, u32)) -> Result<(), SandboxError> {
     let files = [
         (layout::ETC_HOSTNAME, &spec.etc_hostname),
         (layout::ETC_HOSTS, &spec.etc_hosts),
@@ -60,8 +57,7 @@ pub(super) fn furnish(
         )
     })?;
     // It shows the devices of the network namespace in which it is mounted.
-    attach(filesystem("sysfs", &[], NO_ALL)?.as_fd(), "/sys")?;
-    mount_shm(shm, spec, owner)
+    attach(filesystem("sysfs", &[], NO_ALL)?.as_fd(), "/sys")
 }
 
 /// Detaches the old root. Apart from the rest because the kernel lets it wait for a grace period of RCU: from a tenth of a
@@ -164,8 +160,18 @@ fn write_file(path: &str, content: &[u8], (uid, gid): (u32, u32)) -> std::io::Re
     std::fs::File::from(file).write_all(content)
 }
 
+/// Whether the pod's shared memory is like nearly every pod's.
+pub(super) fn wants_usual_shm(spec: &messages::CreateSandbox) -> bool {
+    matches!(spec.shm_size, 0 | DEFAULT_SHM) && spec.mount_label.is_empty()
+}
+
+/// Shared memory like nearly every pod's; [`mount_shm`] may put another one over it.
+pub(super) fn mount_usual_shm() -> Result<(), SandboxError> {
+    mount_shm(None, &messages::CreateSandbox::default(), (0, 0))
+}
+
 /// The pod's shared memory: the given tree, or a new one.
-fn mount_shm(
+pub(super) fn mount_shm(
     given: Option<BorrowedFd<'_>>,
     spec: &messages::CreateSandbox,
     owner: (u32, u32),

@@ -22,7 +22,7 @@ use crate::protocol::messages::{
     response::Outcome,
 };
 use crate::protocol::{BlockingConnection, Frame, is_valid_id};
-use crate::sandbox::{self, SandboxError};
+use crate::sandbox::{self, SandboxError, Spare};
 use crate::steps::Steps;
 
 /// Takes the first request from standard input and becomes the pod's agent.
@@ -106,6 +106,7 @@ fn take_stdin() -> io::Result<OwnedFd> {
 struct Prepared {
     layout: CgroupLayout,
     hierarchies: Arc<Hierarchies>,
+    spare: Option<Spare>,
 }
 
 impl Prepared {
@@ -114,7 +115,8 @@ impl Prepared {
         let hierarchies = Arc::new(Hierarchies::open(&layout).map_err(io::Error::other)?);
         sandbox::withdraw(&layout, "").map_err(io::Error::other)?;
         sandbox::leave_host().map_err(io::Error::other)?;
-        Ok(Self { layout, hierarchies })
+        let spare = Spare::make().map_err(io::Error::other)?;
+        Ok(Self { layout, hierarchies, spare })
     }
 }
 
@@ -172,13 +174,14 @@ fn create_inside(
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| CallError::system("cannot become the subreaper of the pod", error))?;
     let invalid = |error: SandboxError| CallError::invalid(error.to_string());
-    if prepared.is_none() {
+    let has_left_host = prepared.is_some();
+    if !has_left_host {
         sandbox::withdraw(layout, &spec.mount_label).map_err(invalid)?;
     }
-    let facts = sandbox::enter(spec, slots).map_err(invalid)?;
+    let facts = sandbox::enter(spec, slots, prepared.and_then(|prepared| prepared.spare)).map_err(invalid)?;
     steps.done("namespaces, mounts");
     let reaper = if spec.shared_pid_namespace {
-        if prepared.is_none() {
+        if !has_left_host {
             sandbox::leave_host().map_err(invalid)?;
         }
         let launched = start_reaper(&leaf, facts.user_namespace.as_deref())?;

@@ -88,8 +88,10 @@ impl Server {
         let started = started.filter(|_| answer.is_ok());
         let outcome = answer.unwrap_or_else(CallError::into_outcome);
         self.connections.respond(connection, id, outcome, &self.poll);
-        // The caller has its answer; what is left of the start need not keep it waiting.
+        // The caller has its answer; what is left of the start need not keep it waiting. It may have been woken on this
+        // processor, as the kernel expects whoever writes to a socket to wait for what comes back.
         if let Some(id) = started {
+            std::thread::yield_now();
             self.watch_started(&id);
         }
     }

@@ -81,6 +81,7 @@ impl Server {
         let killed = matches!(ended, Ended::Killed(SIGKILL));
         self.look_for_oom_kills(index, killed);
         let container = &mut self.containers[index];
+        container.leaf.let_go();
         let this_moment = Instant::now();
         container.phase = Phase::Ending {
             ended,

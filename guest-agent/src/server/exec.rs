@@ -18,6 +18,8 @@ use crate::stdio::TerminalRelay;
 
 /// Most execs at a time in a pod.
 const MAX_EXECS: usize = 1024;
+/// Of so many the agent keeps descriptors for speed alone.
+const HELD: usize = 32;
 
 /// How long an answer waits for a terminal that other processes hold open.
 const LINGER: Duration = Duration::from_millis(250);
@@ -34,6 +36,9 @@ pub(super) struct ExecProcess {
     life: Life,
     timed_out: bool,
     relay: Option<TerminalRelay>,
+    /// Copies of the ends that it writes to, which close after it. Its own close while it exits: whoever reads them would
+    /// be woken then, on its processor, and it would have to wait before it can be waited for.
+    _held: [Option<OwnedFd>; 2],
 }
 
 /// Where an exec is in its life.
@@ -123,6 +128,10 @@ impl Server {
         } else {
             (given, Vec::new())
         };
+        // In a guest it is the agent itself that reads them.
+        let holds = call.output_at_end && self.guest.is_none() && self.execs.len() < HELD;
+        let copy = |fd: &Option<OwnedFd>| fd.as_ref().filter(|_| holds).and_then(|fd| fd.try_clone().ok());
+        let held = [copy(&given.stdout), copy(&given.stderr)];
         let launched = exec(&running, wanted, call.inherit, given)
             .map_err(|error| refusal(error, container).during(context()))?;
         self.relay(ways);
@@ -142,6 +151,7 @@ impl Server {
             },
             timed_out: false,
             relay,
+            _held: held,
         });
         self.exec_terminal_ready(serial);
         Ok(())

@@ -9,6 +9,8 @@ use crate::protocol::messages::PrepareContainer;
 
 /// How many wait at most; whoever creates more has their cgroups made when they start.
 const MOST: usize = 16;
+/// With no more containers than these, descriptors are kept for speed alone: a dozen for each on cgroup v1.
+pub(super) const KEPT_OPEN: usize = 16;
 
 /// The cgroup of a container that is expected to start.
 #[derive(Debug)]
@@ -30,14 +32,21 @@ impl Server {
             return Ok(());
         }
         let leaf = self.pod.cgroup.leaf(&call.cgroup_leaf)?;
-        leaf.create()?;
+        leaf.create_aside()?;
+        if self.containers.len() < KEPT_OPEN {
+            leaf.keep_open();
+        }
         self.expected.push(Expected { container: call.container_id.clone(), leaf });
         Ok(())
     }
 
-    /// The container starts, and takes care of its cgroup itself.
-    pub(super) fn no_longer_expected(&mut self, container: &str) {
-        self.expected.retain(|expected| expected.container != container);
+    /// The cgroup of that name that has been made for a container; from now on it is the caller's. One of another name
+    /// stays until it is forgotten.
+    pub(super) fn take_expected(&mut self, container: &str, leaf_name: &str) -> Option<Leaf> {
+        let is_it =
+            |expected: &Expected| expected.container == container && expected.leaf.name() == Some(leaf_name);
+        let index = self.expected.iter().position(is_it)?;
+        Some(self.expected.swap_remove(index).leaf)
     }
 
     /// The container will not start.

@@ -10,10 +10,11 @@ use super::Server;
 use super::container::{Container, OomState, Phase};
 use super::exec::own_end;
 use super::failure::CallError;
+use super::leaves::KEPT_OPEN;
 use super::output::Log;
 use super::poll::Source;
 use super::report;
-use crate::cgroup::{Leaf, default_device_rules};
+use crate::cgroup::{CgroupError, Leaf, default_device_rules};
 use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots, launch};
 use crate::guest::slots::Holdings;
 use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, Resources, StartContainer};
@@ -42,13 +43,8 @@ impl Server {
         let rdt_tasks = spec.rdt_tasks.map(|slot| own_end(slots, slot, "RDT class")).transpose()?;
         let plan = ContainerPlan::new(spec, &self.pod.facts)
             .map_err(|error| CallError::invalid(error.to_string()).during(context()))?;
-        let leaf = self
-            .pod
-            .cgroup
-            .leaf(&spec.cgroup_leaf)
-            .map_err(|error| CallError::from(error).during(context()))?;
         steps.done("plan");
-        self.no_longer_expected(&spec.id);
+        let leaf = self.leaf_of(spec).map_err(|error| CallError::from(error).during(context()))?;
         let launched = self.prepare_and_launch(spec, &plan, slots, &leaf, &mut steps);
         let (launched, stdio) = match launched {
             Ok(launched) => launched,
@@ -111,9 +107,14 @@ impl Server {
 
     /// Begins to watch what a started container writes and whether it runs out of memory.
     pub(super) fn watch_started(&mut self, id: &str) {
+        let few = self.containers.len() <= KEPT_OPEN;
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
         if let Err(error) = super::output::watch_all(container, &self.poll) {
             report::line(format_args!("output of container {id} is not logged until its end: {error}"));
+        }
+        if few {
+            // Processes that follow it enter the same way.
+            container.leaf.keep_open();
         }
         match container.leaf.oom_watch() {
             Ok(Some(watch)) => {
@@ -129,6 +130,17 @@ impl Server {
         }
     }
 
+    /// The container's cgroup, which may have been made already.
+    fn leaf_of(&mut self, spec: &StartContainer) -> Result<Leaf, CgroupError> {
+        // Others clear up empty cgroups, too.
+        if let Some(leaf) = self.take_expected(&spec.id, &spec.cgroup_leaf).filter(Leaf::exists) {
+            return Ok(leaf);
+        }
+        let leaf = self.pod.cgroup.leaf(&spec.cgroup_leaf)?;
+        leaf.create()?;
+        Ok(leaf)
+    }
+
     fn prepare_and_launch(
         &self,
         spec: &StartContainer,
@@ -138,7 +150,6 @@ impl Server {
         steps: &mut Steps,
     ) -> Result<(Launched, AgentStdio), CallError> {
         let pid_namespace = self.pid_namespace(spec)?;
-        leaf.create()?;
         let (limits, cpu_time) = split_cpu_time(spec.resources.clone().unwrap_or_default());
         leaf.apply(&limits)?;
         leaf.restrict_devices(&device_rules(spec))?;

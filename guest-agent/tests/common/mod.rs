@@ -190,8 +190,8 @@ impl Pod {
     }
 
     /// One whose agent was told to prepare before it was told what for; `meanwhile` sees it when it waits.
-    pub fn of_prepared_agent(meanwhile: impl FnOnce(i32)) -> Self {
-        let (mut pod, outcome) = Self::born_after(Some(meanwhile), |_| {});
+    pub fn of_prepared_agent(meanwhile: impl FnOnce(i32), change: impl FnOnce(&mut CreateSandbox)) -> Self {
+        let (mut pod, outcome) = Self::born_after(Some(meanwhile), change);
         let Outcome::SandboxCreated(created) = outcome else { panic!("{outcome:?}") };
         pod.agent_pid = created.agent_pid;
         pod.created_levels = created.cgroup_created_levels;

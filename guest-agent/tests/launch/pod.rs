@@ -123,12 +123,12 @@ fn a_bad_sysctl_or_hostname_stops_the_pod() {
     use hull_agent::sandbox;
     let slots = Slots::new(&[], &[]);
     let long = CreateSandbox { hostname: "x".repeat(65), ..Default::default() };
-    assert!(sandbox::enter(&long, &slots).unwrap_err().to_string().contains("hostname"));
+    assert!(sandbox::enter(&long, &slots, None).unwrap_err().to_string().contains("hostname"));
     let missing = CreateSandbox { network_namespace: Some(3), ..Default::default() };
-    assert!(sandbox::enter(&missing, &slots).unwrap_err().to_string().contains("slot 3"));
+    assert!(sandbox::enter(&missing, &slots, None).unwrap_err().to_string().contains("slot 3"));
     sandbox::withdraw(&hull_agent::cgroup::discover().unwrap(), "").unwrap();
     let mut spec = CreateSandbox { new_ipc_namespace: true, ..Default::default() };
     spec.sysctls.insert("kernel.no_such_thing".into(), "1".into());
-    let error = sandbox::enter(&spec, &slots).unwrap_err().to_string();
+    let error = sandbox::enter(&spec, &slots, None).unwrap_err().to_string();
     assert!(error.starts_with("cannot set the sysctl kernel.no_such_thing: "), "{error}");
 }

@@ -189,6 +189,7 @@ impl Pod {
     }
 
     pub(crate) fn enter_with(change: impl FnOnce(&mut messages::CreateSandbox, &mut Vec<OwnedFd>)) -> Self {
+        hull_sys::signal::reset_all();
         let layout = cgroup::discover().unwrap();
         let mut spec = messages::CreateSandbox {
             new_ipc_namespace: true,
@@ -209,7 +210,7 @@ impl Pod {
             .map(|number| messages::Slot { kind: Some(Kind::Descriptor(number)) })
             .collect();
         sandbox::withdraw(&layout, &spec.mount_label).unwrap();
-        let facts = sandbox::enter(&spec, &Slots::new(&slots, &fds)).unwrap();
+        let facts = sandbox::enter(&spec, &Slots::new(&slots, &fds), None).unwrap();
         sandbox::leave_host().unwrap();
         Self {
             facts,

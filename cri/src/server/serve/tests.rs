@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
@@ -14,8 +15,14 @@ struct Answers;
 
 #[tonic::async_trait]
 impl RuntimeService for Answers {
-    async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
-        Ok(Response::new(VersionResponse { runtime_name: "hull".into(), ..Default::default() }))
+    async fn version(&self, request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let version = peer.and_then(|peer| peer.pid()).unwrap_or_default().to_string();
+        Ok(Response::new(VersionResponse {
+            runtime_name: "hull".into(),
+            runtime_version: version,
+            ..Default::default()
+        }))
     }
 
     async fn exec_sync(&self, _: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
@@ -59,6 +66,7 @@ async fn calls_that_hull_has_answer_and_the_others_say_unimplemented() {
     let mut client = running.client().await;
     let version = client.version(VersionRequest::default()).await.unwrap().into_inner();
     assert_eq!(version.runtime_name, "hull");
+    assert_eq!(version.runtime_version, std::process::id().to_string(), "it is known who asks");
     let error = client.list_containers(ListContainersRequest::default()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
 }

@@ -203,7 +203,7 @@ fn create_inside(
     let leaf = cgroup.leaf(&spec.cgroup_leaf)?;
     let slots = Slots::resolved(&[], slots.as_deref().unwrap_or_default());
     let facts = sandbox::withdraw(&layout, &spec.mount_label)
-        .and_then(|()| sandbox::enter(&spec, &slots))
+        .and_then(|()| sandbox::enter(&spec, &slots, None))
         .and_then(|facts| sandbox::leave_host().map(|()| facts))
         .map_err(|error| CallError::invalid(error.to_string()))?;
     place::make()?;
