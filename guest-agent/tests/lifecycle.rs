@@ -340,6 +340,28 @@ fn an_exec_in_a_container_that_has_ended_unnoticed_is_told_that_it_does_not_run(
 }
 
 #[test]
+fn a_container_that_is_to_join_one_that_has_ended_unnoticed_is_told_so_and_leaves_nothing() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut pod = Pod::new();
+    let agent = Pid::from_raw(pod.agent_pid).unwrap();
+    let target = pod.run("target", "exec sleep 1000");
+    let mut spec = pod.container("debug", "exit 0");
+    (spec.pid_mode, spec.pid_target) = (PidMode::PidTarget.into(), "target".into());
+    // A request that waits is looked at before what ended while the agent did nothing.
+    kill_process(agent, Signal::STOP).unwrap();
+    let request = pod.send_spec(spec);
+    kill_process(Pid::from_raw(target).unwrap(), Signal::KILL).unwrap();
+    until("the target has ended", || !is_alive(target));
+    kill_process(agent, Signal::CONT).unwrap();
+    let Outcome::Error(error) = pod.client.response(request) else { panic!("it runs") };
+    assert_eq!(error.code(), Code::FailedPrecondition, "{}", error.message);
+    assert!(error.message.ends_with("container target is not running"), "{}", error.message);
+    assert_eq!(pod.client.exited("target").exit_code, 137);
+    assert!(!pod.leaf("debug").exists());
+    pod.stop();
+}
+
+#[test]
 fn an_exec_that_meets_its_containers_end_runs_or_is_told_that_the_container_does_not() {
     use rustix::process::{Pid, Signal, kill_process};
     let mut pod = Pod::new();

@@ -8,6 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Server;
 use super::container::{Container, OomState, Phase};
+use super::ending::is_ending;
 use super::exec::own_end;
 use super::failure::CallError;
 use super::leaves::KEPT_OPEN;
@@ -15,7 +16,7 @@ use super::output::Log;
 use super::poll::Source;
 use super::report;
 use crate::cgroup::{CgroupError, Leaf, default_device_rules};
-use crate::container::{ChildStdio, ContainerPlan, Launched, PidNamespace, Slots, launch};
+use crate::container::{ChildStdio, ContainerPlan, LaunchError, Launched, PidNamespace, Slots, launch};
 use crate::guest::slots::Holdings;
 use crate::protocol::messages::{ContainerStarted, DeviceRule, PidMode, Resources, StartContainer};
 use crate::stdio::{Forward, LogFile, OutputStream, Stream, now};
@@ -160,7 +161,8 @@ impl Server {
             pipes(spec.stdin).map_err(|error| CallError::system("cannot make pipes", error))?
         };
         steps.done("make the cgroup");
-        let launched = launch(plan, slots, child, leaf, pid_namespace)?;
+        let launched = launch(plan, slots, child, leaf, pid_namespace);
+        let launched = launched.map_err(|error| self.refusal(error, spec))?;
         steps.done_in_steps(&launched.parts, "seccomp, execve");
         if let Err(error) = leaf.apply(&cpu_time) {
             let _ = process::pidfd_send_signal(launched.pidfd.as_fd(), super::SIGKILL);
@@ -186,6 +188,16 @@ impl Server {
                 PidNamespace::Join(pidfd)
             }
         })
+    }
+
+    /// Why it was not launched. A container whose processes it was to join and that ends meanwhile fails a step or another
+    /// of it, whichever comes first.
+    fn refusal(&self, error: LaunchError, spec: &StartContainer) -> CallError {
+        let joins = spec.pid_mode() == PidMode::PidTarget && !error.is_invalid_request();
+        match self.container(&spec.pid_target) {
+            Ok(target) if joins && is_ending(target.started.pid) => CallError::not_running(&target.id),
+            _ => error.into(),
+        }
     }
 }
 

@@ -294,7 +294,8 @@ impl Pod {
         self.send_spec(spec)
     }
 
-    fn send_spec(&mut self, spec: StartContainer) -> u64 {
+    /// The same with a whole request.
+    pub fn send_spec(&mut self, spec: StartContainer) -> u64 {
         let writable = self.path(&format!("{}-writable", spec.id));
         fs::create_dir_all(&writable).unwrap();
         let writable = clone_tree(&writable);
